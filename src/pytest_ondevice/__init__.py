@@ -1,0 +1,1 @@
+"""A pytest plugin and conformance suite that gates quantized on-device language models."""

@@ -1,0 +1,1 @@
+"""Data that ships: the catalog of models and the evaluation text. No code lives here."""

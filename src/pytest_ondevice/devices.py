@@ -1,0 +1,141 @@
+"""The device that is measured: its description, its runtime, and the lock around a probe."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import StorageError
+from .model.device import Device, Runtime
+from .options import usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAIT_SECONDS = 0.2
+
+
+def lock_path() -> Path:
+    """Name the lock file of this machine: in a machine-local folder, the same for every user."""
+    folder = os.environ.get("PYTEST_ONDEVICE_LOCK_DIR") or tempfile.gettempdir()
+    return Path(folder, "pytest-ondevice-local.lock")
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], bool] = lambda: False) -> Iterator[int | None]:
+    """Hold an exclusive lock on ``path``; yields its descriptor.
+
+    The lock belongs to the open file: a child that inherits the descriptor keeps the lock until
+    it ends too, so that a killed host leaves no unguarded worker behind.
+
+    Args:
+        path: The lock file, made when missing.
+        waiting: Called now and then while another holds the lock; True gives up the wait, since
+            what was needed is there, and the block runs with None instead of a descriptor.
+
+    Raises:
+        StorageError: The lock file cannot be opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Existing first: a sticky folder forbids O_CREAT on another user's file.
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            with contextlib.suppress(OSError):
+                os.fchmod(descriptor, 0o666)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot lock it: {error.strerror}") from error
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting():
+                    yield None
+                    return
+                time.sleep(WAIT_SECONDS)
+            else:
+                break
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def runtime() -> Runtime:
+    """Describe the installed llama.cpp by the digest of its libraries, without loading them."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        return Runtime(name="llama.cpp", version="none", digest="")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    digest = hashlib.sha256()
+    for library in sorted(folder.glob("lib/*")):
+        if library.is_file() and not library.is_symlink():
+            digest.update(library.name.encode())
+            with library.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    try:
+        version = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return Runtime(
+        name="llama.cpp",
+        version=f"llama-cpp-python {version}",
+        digest=digest.hexdigest()[:16],
+    )
+
+
+@functools.cache
+def device() -> Device:
+    """Describe this machine: what speed depends on, and nothing that names it or its user."""
+    return Device(
+        system=platform.system(),
+        machine=platform.machine(),
+        cpu=_cpu_name(),
+        cores=usable_cores(),
+        memory=_total_memory(),
+        python=platform.python_version(),
+        libc=" ".join(platform.libc_ver()).strip(),
+    )
+
+
+def available_memory() -> int | None:
+    """Read how many bytes a new process may use without swapping; None if unknown."""
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cpu_name() -> str:
+    for line in _lines("/proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        if name.strip() in {"model name", "Model", "Hardware"}:
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _total_memory() -> int:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []

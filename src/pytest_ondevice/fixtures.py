@@ -1,0 +1,64 @@
+"""The fixtures. Their bodies import what they need, so that an unused plugin costs nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .api import Checker, Measurer, Model
+    from .baselines import BaselineBound
+    from .model.catalog import Cell
+
+
+@pytest.fixture
+def ondevice_cell(request: pytest.FixtureRequest) -> Cell:
+    """The cell under test: a model under a method. Tests that use it run once per cell.
+
+    ``ondevice_cell.id``, ``.model.name``, ``.method`` and ``.reference`` say which.
+    """
+    from .api import cell_under_test  # noqa: PLC0415
+
+    return cell_under_test(request)
+
+
+@pytest.fixture
+def ondevice_measure(request: pytest.FixtureRequest, ondevice_cell: Cell) -> Measurer:
+    """Measure a quantity of the cell: ``ondevice_measure("mean_kld").value``.
+
+    What was measured before is not measured again. Names are those of the quantities table.
+    """
+    from .api import Measurer  # noqa: PLC0415
+
+    return Measurer(request, ondevice_cell)
+
+
+@pytest.fixture
+def ondevice_baseline(request: pytest.FixtureRequest, ondevice_cell: Cell) -> BaselineBound:
+    """Make a bound from the cell's baseline: ``ondevice_baseline("mean_kld", relative=0.05)``.
+
+    Without a comparable baseline the test is skipped as ``no baseline``.
+    """
+    from .baselines import BaselineBound  # noqa: PLC0415
+
+    return BaselineBound(request, ondevice_cell)
+
+
+@pytest.fixture
+def ondevice_check(request: pytest.FixtureRequest, ondevice_cell: Cell) -> Checker:
+    """Record and assert: ``ondevice_check(ondevice_measure("peak_memory"), at_most=2**30)``.
+
+    Takes a measurement or a plain number, and a bound or ``at_most`` / ``at_least``.
+    """
+    from .api import Checker  # noqa: PLC0415
+
+    return Checker(request, ondevice_cell)
+
+
+@pytest.fixture
+def ondevice_model(request: pytest.FixtureRequest, ondevice_cell: Cell) -> Model:
+    """The cell's model: ``generate``, ``tokenize`` and ``logits``, each in a process of its own."""
+    from .api import Model  # noqa: PLC0415
+
+    return Model(request, ondevice_cell)

@@ -1,0 +1,1 @@
+"""Readers of model files: headers only, bounded and strict; no runtime is ever loaded."""

@@ -1,0 +1,209 @@
+"""Items' reports to the run's report: merged by cell and check, the same way distributed or not."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .baselines import record
+from .devices import device, runtime
+from .errors import OnDeviceError
+from .model.report import SCHEMA_VERSION, CellReport, CheckResult, ItemReport, Report
+from .model.verdict import Verdict
+from .state import PROPERTY
+from .storage.files import write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from .model.measurement import Measurement
+    from .model.report import ArtifactFacts
+    from .options import Settings
+    from .state import State
+
+_WORST_FIRST = (
+    Verdict.FAIL,
+    Verdict.INVALID,
+    Verdict.INCONCLUSIVE,
+    Verdict.BLOCKED,
+    Verdict.PASS,
+    Verdict.NO_BASELINE,
+    Verdict.UNSUPPORTED,
+)
+
+
+class Gatherer:
+    """Gathers what items sent and makes the report of it."""
+
+    def __init__(self, state: State, config: pytest.Config) -> None:
+        self._state = state
+        self._invocation = config.invocation_params.dir
+        self._items: dict[tuple[str, str], CheckResult] = {}
+        self._measured: dict[str, dict[str, Measurement]] = {}
+        self._artifacts: dict[str, ArtifactFacts] = {}
+        self._protocols: dict[str, dict[str, object]] = {}
+        self._system_info = ""
+        self.final: Report | None = None
+        self.lines: list[str] = []
+        self.problems: list[str] = []
+
+    def any(self) -> bool:
+        """Whether any item sent anything."""
+        return bool(self._items)
+
+    def take(self, report: pytest.TestReport) -> None:
+        """Take in what one phase of an item sent."""
+        for name, value in report.user_properties:
+            if name != PROPERTY or not isinstance(value, str):
+                continue
+            item = msgspec.json.decode(value, type=ItemReport)
+            for result in item.results:
+                self._items[result.check, result.cell] = result
+            if item.artifact is not None:
+                self._artifacts[item.cell] = item.artifact
+            measured = self._measured.setdefault(item.cell, {})
+            measured.update({one.quantity: one for one in item.measurements})
+            self._protocols.update(item.protocols)
+            self._system_info = item.system_info or self._system_info
+
+    def report(self, *, complete: bool, notes: list[str]) -> Report:
+        """Make the report of everything gathered so far."""
+        settings = self._state.settings
+        results = tuple(self._items.values())
+        cells = tuple(
+            CellReport(
+                id=cell.id,
+                model=cell.model.name,
+                method=cell.method,
+                reference=cell.reference,
+                verdict=worst(
+                    [one.verdict for one in results if one.cell == cell.id and not one.advisory]
+                ),
+                artifact=self._artifacts.get(cell.id),
+                measurements=self._measured.get(cell.id, {}),
+            )
+            for cell in self._state.cells
+        )
+        return Report(
+            schema_version=SCHEMA_VERSION,
+            generator=f"pytest-ondevice {importlib.metadata.version('pytest-ondevice')}",
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            complete=complete,
+            device=device(),
+            runtime=msgspec.structs.replace(runtime(), system_info=self._system_info),
+            settings={
+                "models": ",".join(dict.fromkeys(cell.model for cell in cells)),
+                "methods": ",".join(dict.fromkeys(cell.method for cell in cells)),
+                "text": settings.text.name if settings.text else "shipped",
+                "windows": "all" if settings.windows is None else str(settings.windows),
+                "threads": str(settings.threads),
+                "candidates": "yes" if settings.artifacts else "no",
+            },
+            cells=cells,
+            checks=results,
+            protocols=self._protocols,
+            notes=(*notes, *_remarks(cells)),
+        )
+
+    def finish(self, report: Report) -> None:
+        """Write the report and, where asked for, the baselines; problems are kept for later."""
+        self.final = report
+        settings = self._state.settings
+        target = report_path(settings, self._invocation)
+        try:
+            if target is not None:
+                write_atomic(target, encode(report))
+                shown = os.path.relpath(target, self._invocation)
+                self.lines.append(f"report: {shown}")
+            if settings.update and report.complete:
+                self.lines.extend(record(report, sorted(settings.update), self._state.baselines))
+            elif settings.update:
+                self.lines.append("baselines not recorded: the run was interrupted")
+        except OnDeviceError as error:
+            self.problems.append(str(error))
+
+    @staticmethod
+    def check_target(settings: Settings, invocation: Path) -> None:
+        """Find out before measuring whether the report and the baselines can be written.
+
+        Raises:
+            OnDeviceError: They cannot, or the file there is not a report of ours.
+        """
+        target = report_path(settings, invocation)
+        value = settings.given["report"]
+        if target is not None:
+            problem = _unwritable(target)
+            if problem:
+                raise value.error(problem) if value.text else OnDeviceError(f"{target}: {problem}")
+        if settings.update:
+            problem = _unwritable(settings.baselines / "x")
+            if problem:
+                raise OnDeviceError(
+                    f"{settings.baselines}: {problem}; choose another folder with"
+                    " --ondevice-baselines=DIR"
+                )
+
+
+def report_path(settings: Settings, invocation: Path) -> Path | None:
+    """Where the report goes: where the user said, else beside a run of the shipped suites."""
+    if settings.report is not None:
+        return settings.report
+    return invocation / "report.json" if settings.runs_suites else None
+
+
+def encode(report: Report) -> bytes:
+    """Write a report as JSON, indented for people; it holds no NaN and no infinity."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
+
+
+def worst(verdicts: list[Verdict]) -> Verdict | None:
+    """Return the verdict that a cell as a whole deserves; None without any."""
+    for verdict in _WORST_FIRST:
+        if verdict in verdicts:
+            return verdict
+    return None
+
+
+def _remarks(cells: tuple[CellReport, ...]) -> list[str]:
+    quantized = {
+        cell.model: cell.artifact
+        for cell in cells
+        if cell.artifact is not None and cell.artifact.source_quantized
+    }
+    return [
+        f"the source of {model} is quantized already ({facts.source_type}): loss against it is"
+        " defined, laws in bits per weight are not"
+        for model, facts in quantized.items()
+    ]
+
+
+def _unwritable(path: Path) -> str:
+    """Say why a file cannot be written, or why it must not be replaced; empty if it can."""
+    if path.is_dir():
+        return "it is a folder"
+    there = path.parent
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    if not os.access(there, os.W_OK):
+        return "cannot write there: permission denied"
+    if path.exists() and path.suffix == ".json" and path.name != "x":
+        try:
+            content = path.read_bytes()
+            if content.strip():
+                msgspec.json.decode(content, type=_ReportMark)
+        except (OSError, msgspec.DecodeError):
+            return "a file that is no report of ours is there; move it or choose another name"
+    return ""
+
+
+class _ReportMark(msgspec.Struct):
+    schema_version: int
+    generator: str

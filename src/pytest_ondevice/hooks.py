@@ -1,0 +1,375 @@
+"""pytest's hooks while the plugin is in use: collect checks, send results, write the report."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from . import shipped
+from .checks import check_of
+from .devices import device, runtime
+from .errors import OnDeviceError
+from .gather import Gatherer
+from .matrix import cells as make_cells
+from .matrix import methods as chosen_methods
+from .matrix import require_runtime
+from .measure import Bench, check_text
+from .model.measurement import digest_of
+from .options import Settings, choose, parse
+from .progress import make_progress, tail_progress
+from .provision import Provision
+from .render import terminal
+from .state import ITEM, PROPERTY, STATE, ItemState, State, cell_of, declared, report_item
+from .storage.baselines import Baselines
+from .storage.journal import Journal, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+WORKERINPUT = "pytest_ondevice"
+
+
+def wake(config: pytest.Config) -> None:
+    """Parse the options, make the matrix, and take part in the session.
+
+    Raises:
+        pytest.UsageError: An option cannot be what it means.
+    """
+    try:
+        settings = parse(config)
+        suites = _suites(settings)
+        matrix = make_cells(settings) if settings.models else ()
+        if settings.methods and not settings.models:
+            chosen_methods(settings)
+        baselines = Baselines(settings.baselines, [shipped.folder("baselines")])
+        if settings.runs_suites:
+            _check_run(config, settings)
+    except OnDeviceError as error:
+        raise pytest.UsageError(str(error)) from error
+    given: dict[str, str] = _workerinput(config).get(WORKERINPUT, {})
+    session = given.get("session") or uuid.uuid4().hex[:12]
+    left_out = given.get("left_out", "").split(",")
+    matrix = tuple(cell for cell in matrix if cell.id not in left_out)
+    config.stash[STATE] = State(settings, matrix, session, baselines)
+    plugin = OnDevicePlugin(config, suites, given.get("run"))
+    if settings.runs_suites:
+        _replace_args(config, settings)
+    config.pluginmanager.register(plugin, "pytest_ondevice_session")
+    if config.pluginmanager.hasplugin("xdist"):
+        from .distribute import Distribution  # noqa: PLC0415
+
+        config.pluginmanager.register(
+            Distribution(config, plugin.worker_values), "pytest_ondevice_distribution"
+        )
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Give a test its cells: those its check is for, or all."""
+    state = metafunc.config.stash.get(STATE, None)
+    check = check_of(metafunc.function)
+    cells: list[Any] = [
+        cell
+        for cell in (state.cells if state else ())
+        if check is None or check.cells == "all" or (check.cells == "reference") == cell.reference
+    ]
+    if not cells:
+        reason = "requires a model: pytest --ondevice-models=smollm2-135m"
+        cells = [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="no-model")]
+        metafunc.parametrize("ondevice_cell", cells, indirect=True)
+        return
+    metafunc.parametrize("ondevice_cell", cells, ids=[cell.id for cell in cells], indirect=True)
+
+
+class OnDevicePlugin:
+    """The hooks of one session, registered only where an option was given."""
+
+    def __init__(self, config: pytest.Config, suites: tuple[str, ...], run: str | None) -> None:
+        self.config = config
+        self.suites = suites
+        self.state = config.stash[STATE]
+        self.worker = bool(_workerinput(config))
+        self.run: Run | None = None
+        self.run_id = run
+        self.provision: Provision | None = None
+        self.gatherer = Gatherer(self.state, config)
+        self.counted = 0
+        self.notes: list[str] = []
+        self.left_out: set[str] = set()
+        self.stop_tail: Any = None
+
+    # -- start
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Find every artifact before anything is measured; what is missing is told at once."""
+        settings = self.state.settings
+        if self.worker or session.config.option.collectonly or not settings.models:
+            return
+        distributed = bool(session.config.getoption("numprocesses", None))
+        if settings.runs_suites:
+            self._resolve()
+        if distributed:
+            self._open_run()
+            self.stop_tail = tail_progress(self.config, self._progress_file())
+
+    def pytest_report_header(self) -> list[str]:
+        """Say what is going to be gated."""
+        settings = self.state.settings
+        if not settings.models:
+            return []
+        methods = dict.fromkeys(cell.method for cell in self.state.cells)
+        models = dict.fromkeys(cell.model.name for cell in self.state.cells)
+        lines = [
+            f"ondevice: {', '.join(models)} x {', '.join(methods)}",
+            f"ondevice: {runtime().version}; {device().cpu}, {settings.threads} threads",
+        ]
+        if self.run is not None and self.run.resumed:
+            lines.append("ondevice: resuming the interrupted run; what it measured stands")
+        if self.provision is not None:
+            lines.extend(f"ondevice: {note}" for note in self.notes)
+        return lines
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """Leave out the shipped suites that were not asked for."""
+        folder = shipped.folder("suites")
+        if collection_path.parent == folder and collection_path.name in shipped.SUITES:
+            return collection_path.name not in self.suites or None
+        return None
+
+    def pytest_collect_file(
+        self, file_path: Path, parent: pytest.Collector
+    ) -> pytest.Collector | None:
+        """Collect a shipped suite's file where the user's ``python_files`` would not."""
+        if not file_path.is_relative_to(shipped.folder("suites")):
+            return None
+        patterns = self.config.getini("python_files")
+        hidden = not any(fnmatch.fnmatch(file_path.name, pattern) for pattern in patterns)
+        if hidden and fnmatch.fnmatch(file_path.name, "test_*.py"):
+            return pytest.Module.from_parent(parent, path=file_path)
+        return None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Prepare the bench for what was collected; nothing was measured before this.
+
+        Raises:
+            pytest.UsageError: Nothing was collected though a run was asked for, or an artifact
+                cannot be had.
+        """
+        ours = [item for item in session.items if cell_of(item) is not None]
+        self.counted = len(ours)
+        if session.config.option.collectonly:
+            return
+        settings = self.state.settings
+        if not ours:
+            if settings.runs_suites and not self.worker and session.items:
+                raise pytest.UsageError(_nothing_collected(settings))
+            return
+        if self.provision is None and not self.worker:
+            self._resolve()
+        self._make_bench(ours, foreign=len(session.items) - len(ours))
+
+    def _resolve(self) -> None:
+        """Make sure that every cell has or can be given an artifact; drop those that cannot.
+
+        Raises:
+            pytest.UsageError: Something is missing or broken.
+        """
+        state = self.state
+        try:
+            require_runtime()
+            self.provision = Provision(state.settings, runtime())
+            explicit = state.settings.given["methods"].text is not None
+            needed = {cell.method for cell in state.cells} if explicit else set()
+            able = self.provision.check(state.cells, sorted(needed))
+        except OnDeviceError as error:
+            raise pytest.UsageError(str(error)) from error
+        self.left_out = {cell.id for cell in state.cells} - {cell.id for cell in able}
+        if self.left_out:
+            names = ", ".join(cell.id for cell in state.cells if cell.id in self.left_out)
+            self.notes.append(f"left out, neither file nor source: {names}")
+            state.cells = able
+        if unmatched := self.provision.unmatched():
+            self.notes.append(f"files that match no cell: {', '.join(unmatched)}")
+
+    def _make_bench(self, ours: list[pytest.Item], foreign: int) -> None:
+        state = self.state
+        run = self._open_run()
+        provision = self.provision or Provision(state.settings, runtime())
+        references = {cell.model.name: cell for cell in state.cells if cell.reference}
+        state.bench = Bench(
+            settings=state.settings,
+            provision=provision,
+            journal=Journal(state.settings.cache / "journal", run, state.session),
+            references=references,
+            progress=make_progress(self.config, self._progress_file() if self.worker else None),
+            busy=self.worker and foreign > 0,
+        )
+        for item in ours:
+            check, cell = declared(item), cell_of(item)
+            if check is None or cell is None:
+                continue
+            stages = state.bench.declared.setdefault(cell.id, set())
+            stages |= check.stages
+            state.owners.update({(stage, cell.id): check.id for stage in check.owns})
+
+    def _open_run(self) -> str:
+        """Start or resume the run; test workers take the controller's."""
+        if self.run_id is None:
+            settings = self.state.settings
+            signature = digest_of(
+                {
+                    "cells": [cell.id for cell in self.state.cells],
+                    "sources": [
+                        msgspec.to_builtins(cell.model.sources) for cell in self.state.cells
+                    ],
+                    "artifacts": str(settings.artifacts),
+                    "text": str(settings.text),
+                    "windows": settings.windows,
+                    "threads": settings.threads,
+                    "rootdir": str(settings.rootdir),
+                    "runtime": runtime().digest,
+                }
+            )
+            self.run = Run(settings.cache / "runs", signature)
+            self.run_id = self.run.id
+        return self.run_id
+
+    def _progress_file(self) -> Path:
+        return self.state.settings.cache / "progress" / f"{self.state.session}.jsonl"
+
+    def worker_values(self) -> dict[str, str]:
+        """What a test worker has to know of this session."""
+        left_out = ",".join(sorted(self.left_out))
+        return {"session": self.state.session, "run": self._open_run(), "left_out": left_out}
+
+    # -- items
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Start an item with a clean slate, and let our own timeouts rule where we measure."""
+        cell = cell_of(item)
+        if cell is None:
+            return
+        item.stash[ITEM] = ItemState()
+        if cell.id in self.left_out:
+            pytest.skip(f"requires an artifact of {cell.id}: neither file nor source is at hand")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Send what the item found with its report, the one way that also works distributed."""
+        if cell_of(item) is not None and (call.when == "call" or call.excinfo is not None):
+            failed = call.excinfo is not None and not call.excinfo.errisinstance(
+                (pytest.skip.Exception,)
+            )
+            why = call.excinfo.exconly(tryshort=True) if failed and call.excinfo else None
+            sent = report_item(item, self.state, why)
+            item.user_properties[:] = [pair for pair in item.user_properties if pair[0] != PROPERTY]
+            item.user_properties.append((PROPERTY, msgspec.json.encode(sent).decode()))
+        return (yield)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather what items sent."""
+        if not self.worker:
+            self.gatherer.take(report)
+
+    # -- end
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the report and the baselines, and say whether the run may be resumed."""
+        if self.stop_tail is not None:
+            self.stop_tail()
+        complete = int(exitstatus) in {0, 1, 5}
+        settings = self.state.settings
+        if not self.worker and self.gatherer.any():
+            report = self.gatherer.report(complete=complete, notes=self.notes)
+            self.gatherer.finish(report)
+        elif self._should_have_gated(session, int(exitstatus)):
+            # Distributed runs collect on their workers; here is where nothing at all is seen.
+            self.gatherer.problems.append(_nothing_collected(settings))
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        if self.run is not None:
+            self.run.close(finished=complete)
+
+    def _should_have_gated(self, session: pytest.Session, exitstatus: int) -> bool:
+        asked = self.state.settings.runs_suites and not session.config.option.collectonly
+        return asked and not self.worker and exitstatus == 0
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show one row per cell, and what was written."""
+        if self.gatherer.final is not None:
+            terminal.summarise(terminalreporter, self.gatherer.final, self.gatherer.lines)
+        for problem in self.gatherer.problems:
+            terminalreporter.write_line(f"ERROR: {problem}", red=True)
+
+
+def _suites(settings: Settings) -> tuple[str, ...]:
+    if settings.suites is None:
+        return shipped.SUITES
+    value = settings.given["suites"]
+    return tuple(choose(value, "suite", name, shipped.SUITES) for name in settings.suites)
+
+
+def _check_run(config: pytest.Config, settings: Settings) -> None:
+    """Find out now what would otherwise be found out after measuring.
+
+    Raises:
+        OnDeviceError: No model, no runtime, an unreadable text, an unwritable report.
+    """
+    if not settings.models:
+        raise settings.given["suites"].error("no model to run them on; add --ondevice-models=NAME")
+    if _workerinput(config) or config.option.collectonly:
+        return
+    require_runtime()
+    try:
+        check_text(settings)
+    except OnDeviceError as error:
+        raise settings.given["text"].error(str(error)) from error
+    Gatherer.check_target(settings, config.invocation_params.dir)
+    if not os.access(_existing(settings.cache), os.W_OK):
+        raise OnDeviceError(
+            f"{settings.cache}: the cache folder cannot be written; choose another with"
+            " --ondevice-cache=DIR"
+        )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _replace_args(config: pytest.Config, settings: Settings) -> None:
+    """Let the shipped suites stand for the paths that nobody typed, or stand beside them.
+
+    Test workers read the same command line, so they come to the same result by themselves.
+    """
+    folder = str(shipped.folder("suites"))
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = [folder]
+        config.args_source = pytest.Config.ArgsSource.ARGS
+    elif settings.suites is not None:
+        config.args = [*config.args, folder]
+
+
+def _nothing_collected(settings: Settings) -> str:
+    value = settings.given["models"]
+    return str(
+        value.error(
+            "no collected test uses a model, so nothing would be gated; leave the paths away to run"
+            " the shipped suites, or add --ondevice-suites"
+        )
+    )
+
+
+def _workerinput(config: pytest.Config) -> dict[str, Any]:
+    given: dict[str, Any] = getattr(config, "workerinput", {})
+    return given

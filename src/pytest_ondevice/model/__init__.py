@@ -1,0 +1,1 @@
+"""Values only: frozen, typed, without input or output."""

@@ -1,0 +1,138 @@
+"""The quantities that can be measured: names, units, and the stage of a probe that yields them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Stage(StrEnum):
+    """What has to be done to obtain a quantity. Every stage but ``header`` runs native code."""
+
+    HEADER = "header"
+    QUANTIZE = "quantize"
+    VALIDATE = "validate"
+    FIDELITY = "fidelity"
+    SPEED = "speed"
+    MEMORY = "memory"
+
+
+DETERMINISTIC = frozenset({Stage.HEADER, Stage.QUANTIZE, Stage.VALIDATE, Stage.FIDELITY})
+"""Stages whose results later sessions may reuse. Speed and memory belong to one run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """Something that can be measured of a cell.
+
+    Attributes:
+        name: The name that checks and users ask for.
+        unit: The unit of its value, in the report and in messages.
+        stage: The stage that yields it.
+        why: What the number means, in one clause for failure messages.
+        kind: The kind of baseline it belongs to, None if none is kept.
+    """
+
+    name: str
+    unit: str
+    stage: Stage
+    why: str
+    kind: str | None = None
+
+
+def _table(*rows: Quantity) -> Mapping[str, Quantity]:
+    return MappingProxyType({row.name: row for row in rows})
+
+
+QUANTITIES = _table(
+    Quantity(
+        "effective_bpw",
+        "bits/weight",
+        Stage.HEADER,
+        "8 x bytes of all weight tensors / number of weights",
+        "size",
+    ),
+    Quantity(
+        "body_bpw",
+        "bits/weight",
+        Stage.HEADER,
+        "8 x bytes of the repeating layers / their number of weights",
+        "size",
+    ),
+    Quantity(
+        "nominal_bpw",
+        "bits/weight",
+        Stage.HEADER,
+        "bits per weight of the block layout that the method is named after",
+    ),
+    Quantity(
+        "file_size", "B", Stage.HEADER, "length of the artifact, what a user downloads", "size"
+    ),
+    Quantity("weight_bytes", "B", Stage.HEADER, "bytes of all weight tensors", "size"),
+    Quantity(
+        "float_body_share",
+        "1",
+        Stage.HEADER,
+        "share of the repeating layers' matrix weights that are stored as plain floats",
+    ),
+    Quantity(
+        "file_type_matches",
+        "1",
+        Stage.HEADER,
+        "1 when the file type that the header declares is the cell's method, else 0",
+    ),
+    Quantity("quantize_time", "s", Stage.QUANTIZE, "wall time of llama_model_quantize"),
+    Quantity("quantize_cpu_time", "s", Stage.QUANTIZE, "CPU time of llama_model_quantize"),
+    Quantity(
+        "quantize_peak_memory",
+        "B",
+        Stage.QUANTIZE,
+        "peak resident memory of the quantizing process above its start",
+    ),
+    Quantity(
+        "tensors_valid", "1", Stage.VALIDATE, "1 when the runtime loads it and every block is valid"
+    ),
+    Quantity(
+        "mean_kld",
+        "nats",
+        Stage.FIDELITY,
+        "mean Kullback-Leibler divergence of the next-token distribution from the reference's",
+        "fidelity",
+    ),
+    Quantity(
+        "ln_ppl_ratio",
+        "1",
+        Stage.FIDELITY,
+        "mean ln(PPL(artifact)/PPL(reference)) on the same tokens",
+        "fidelity",
+    ),
+    Quantity("ln_ppl", "1", Stage.FIDELITY, "mean negative log-likelihood per token", "fidelity"),
+    Quantity(
+        "same_top",
+        "1",
+        Stage.FIDELITY,
+        "share of positions where artifact and reference rank the same token first",
+        "fidelity",
+    ),
+    Quantity("nonfinite", "1", Stage.FIDELITY, "number of NaN or infinite logits"),
+    Quantity("load_time", "s", Stage.SPEED, "loading the artifact as shipped, file in page cache"),
+    Quantity("ttft", "s", Stage.SPEED, "time to first token: tokenize and prefill 128, choose one"),
+    Quantity("prefill_speed", "tokens/s", Stage.SPEED, "prefill of 256 tokens, best repetition"),
+    Quantity("decode_speed", "tokens/s", Stage.SPEED, "decoding one token at a time, best token"),
+    Quantity(
+        "peak_memory",
+        "B",
+        Stage.MEMORY,
+        "peak resident memory above the process's own, weights read (not mapped), not repacked",
+        "memory",
+    ),
+    Quantity("weights_memory", "B", Stage.MEMORY, "anonymous memory that loading the weights took"),
+    Quantity("kv_memory", "B", Stage.MEMORY, "anonymous memory that making the context took"),
+    Quantity("compute_memory", "B", Stage.MEMORY, "anonymous memory that computing touched"),
+)
+"""All quantities by name. Speed words follow llama-bench, fidelity words llama-perplexity."""

@@ -1,0 +1,135 @@
+"""The report: what a run found, as data. Its JSON Schema is generated from these types."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .bound import Bound
+from .device import Device, Runtime
+from .measurement import Measurement
+from .verdict import Verdict
+
+SCHEMA_VERSION = 1
+
+
+class TypeShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tensor type holds of an artifact."""
+
+    tensors: int
+    weights: int
+    bytes: int
+
+
+class ArtifactFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an artifact is and where it came from; no paths of this machine.
+
+    Attributes:
+        file: The file's name.
+        sha256: Digest of the file.
+        size: Its length in bytes.
+        origin: ``quantized`` here, ``candidate`` (given ready-made) or ``source`` (taken as is).
+        architecture: ``general.architecture`` of the header.
+        file_type: The file type the header declares, None if none or unknown.
+        weights: Number of weights.
+        types: Tensor types and what they hold.
+        source: Where the source is, in words; empty for candidates.
+        source_sha256: Digest of the source.
+        source_type: The source's own file type.
+        source_quantized: The source is quantized already: loss is defined, laws are not.
+        quantized_by: The runtime that quantized it, if that happened here.
+    """
+
+    file: str
+    sha256: str
+    size: int
+    origin: str
+    architecture: str
+    file_type: str | None = None
+    weights: int = 0
+    types: dict[str, TypeShare] = {}
+    source: str = ""
+    source_sha256: str = ""
+    source_type: str = ""
+    source_quantized: bool = False
+    quantized_by: str = ""
+
+
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One verdict: what one item asserted of one cell.
+
+    Attributes:
+        check: The check's id, or a user's test.
+        cell: The cell's id.
+        verdict: The verdict.
+        quantity: What was judged; empty where nothing was measured.
+        value: Its value.
+        unit: Its unit.
+        bound: What it was held against.
+        message: The verdict in words.
+        advisory: The verdict decides nothing.
+        node: The test item's id, for people; results are keyed by check and cell.
+    """
+
+    check: str
+    cell: str
+    verdict: Verdict
+    quantity: str = ""
+    value: float | None = None
+    unit: str = ""
+    bound: Bound | None = None
+    message: str = ""
+    advisory: bool = False
+    node: str = ""
+
+
+class ItemReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one test item sends to whoever writes the report."""
+
+    cell: str
+    results: tuple[CheckResult, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    artifact: ArtifactFacts | None = None
+    protocols: dict[str, dict[str, object]] = {}
+    system_info: str = ""
+
+
+class CellReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell's artifact, measurements and overall verdict: the worst of its checks'."""
+
+    id: str
+    model: str
+    method: str
+    reference: bool
+    verdict: Verdict | None
+    artifact: ArtifactFacts | None
+    measurements: dict[str, Measurement]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A run.
+
+    Attributes:
+        schema_version: Version of this layout.
+        generator: Name and version of the program that wrote it.
+        created: When, ISO 8601 in UTC.
+        complete: False if the run was interrupted before its end.
+        device: The machine that measured.
+        runtime: The inference runtime.
+        settings: The options that decide what was measured.
+        cells: One entry per cell, in matrix order.
+        checks: One entry per verdict.
+        protocols: Protocol digests and what they stand for.
+        notes: What a reader has to know, one sentence each.
+    """
+
+    schema_version: int
+    generator: str
+    created: str
+    complete: bool
+    device: Device
+    runtime: Runtime
+    settings: dict[str, str]
+    cells: tuple[CellReport, ...]
+    checks: tuple[CheckResult, ...]
+    protocols: dict[str, dict[str, object]]
+    notes: tuple[str, ...]

@@ -1,0 +1,352 @@
+"""Options: one table makes the command line, the ini settings, the environment and their docs.
+
+Precedence: command line (addopts included), then environment, then ini, then default. Nothing
+here imports more than the standard library: the module is read at every start of pytest.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pytest
+
+KINDS = ("fidelity", "size", "memory")
+"""The kinds of baseline that can be recorded and required."""
+
+BUDGETS = {"smoke": 16, "release": None}
+"""Named budgets: the number of evaluation windows, None for all that the text holds."""
+
+DEFAULT_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One setting as the user gave it, with where it came from.
+
+    Attributes:
+        text: The text as given; None when it is the default.
+        name: The name under which the user gave it, e.g. ``--ondevice-models``.
+        origin: Where, in words: ``command line``, ``environment``, or the ini file's name.
+    """
+
+    text: str | None
+    name: str
+    origin: str
+
+    def error(self, problem: str) -> OptionError:
+        """Make the error that says what was given, from where, and what is wrong with it."""
+        return OptionError(f"{self.name}={self.text} (from the {self.origin}): {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the option table.
+
+    Attributes:
+        name: The name without prefix, e.g. ``models``.
+        metavar: The noun that stands for the value in help texts; None for a switch.
+        help: One line, capital first letter, no period unless there are two sentences.
+        const: The value meant by the bare option (``--ondevice-update``), None if it needs one.
+    """
+
+    name: str
+    metavar: str | None
+    help: str
+    const: str | None = None
+
+    @property
+    def flag(self) -> str:
+        """The command-line name."""
+        return f"--ondevice-{self.name}"
+
+    @property
+    def dest(self) -> str:
+        """The ini name, which is also the name in ``config.option``."""
+        return f"ondevice_{self.name.replace('-', '_')}"
+
+    @property
+    def env(self) -> str:
+        """The environment variable."""
+        return f"PYTEST_{self.dest.upper()}"
+
+
+OPTIONS = (
+    Option(
+        "models",
+        "NAMES",
+        "Models to gate, comma separated: catalog names (smollm2-135m), paths of GGUF files, or"
+        " pkg:MODULE/FILE. Typed on the command line without a path, it runs the shipped suites",
+    ),
+    Option(
+        "methods",
+        "NAMES",
+        "Quantization methods, comma separated: llama.cpp file types (Q4_K_M) or groups."
+        " Default: study (Q2_K Q3_K_M Q4_0 Q4_K_M Q5_0 Q5_K_M Q8_0); F16 is added as reference",
+    ),
+    Option(
+        "suites",
+        "NAMES",
+        "Shipped suites to run, comma separated, also beside paths. Default: all",
+    ),
+    Option(
+        "artifacts",
+        "DIR",
+        "Release candidates: a folder of GGUF files named MODEL...METHOD.gguf, or a path with"
+        " {model} and {method} in it; taken instead of quantizing here",
+    ),
+    Option("text", "FILE", "Evaluation text (UTF-8). Default: the text that ships"),
+    Option(
+        "budget",
+        "AMOUNT",
+        "Evaluation windows of 512 tokens: smoke (16), release (all the text holds) or a number"
+        " from 8. Default: smoke",
+    ),
+    Option("threads", "N", "Threads of the runtime. Default: the cores this process may use"),
+    Option(
+        "report",
+        "FILE",
+        "Write the JSON report to FILE. Default: report.json in the current folder when the"
+        " shipped suites run, else none",
+    ),
+    Option(
+        "baselines",
+        "DIR",
+        "Folder of your baselines, read before those that ship, and the only one ever written."
+        " Default: baselines in the rootdir",
+    ),
+    Option(
+        "update",
+        "KINDS",
+        "Record this run's measurements as baselines: fidelity, size, memory or all."
+        " Default when bare: all",
+        const="all",
+    ),
+    Option(
+        "require-baseline",
+        "KINDS",
+        "Fail, not skip, where a baseline of these kinds is missing: fidelity, size, memory, all",
+    ),
+    Option("offline", None, "Use only what is on this machine; never ask a model hub"),
+    Option("cache", "DIR", "Folder for artifacts and measurements. Default: the user's cache"),
+    Option(
+        "timeout",
+        "SECONDS",
+        f"Stop a probe that shows no sign of life for so long. Default: {DEFAULT_TIMEOUT:.0f}",
+    ),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option of the table with pytest."""
+    group = parser.getgroup("ondevice", "on-device language models (pytest-ondevice)")
+    for option in OPTIONS:
+        if option.metavar is None:
+            group.addoption(
+                option.flag, dest=option.dest, action="store_const", const="yes", help=option.help
+            )
+        elif option.const is not None:
+            group.addoption(
+                option.flag,
+                dest=option.dest,
+                metavar=option.metavar,
+                nargs="?",
+                const=option.const,
+                help=option.help,
+            )
+        else:
+            group.addoption(option.flag, dest=option.dest, metavar=option.metavar, help=option.help)
+        parser.addini(option.dest, f"Same as {option.flag}", type="string", default="")
+
+
+def typed(config: pytest.Config, name: str) -> bool:
+    """Whether ``--ondevice-NAME`` stands on this command line (not in addopts, ini or env)."""
+    flag = f"--ondevice-{name}"
+    return any(
+        str(arg) == flag or str(arg).startswith(flag + "=") for arg in config.invocation_params.args
+    )
+
+
+def lookup(config: pytest.Config, option: Option) -> Value:
+    """Find the value of one option by precedence, with its source."""
+    given = config.getoption(option.dest)
+    if given is not None:
+        origin = "command line" if typed(config, option.name) else "addopts"
+        return Value(str(given), option.flag, origin)
+    if os.environ.get(option.env):
+        return Value(os.environ[option.env], option.env, "environment")
+    ini = config.getini(option.dest)
+    if ini:
+        file = config.inipath.name if config.inipath else "command line's -o"
+        return Value(str(ini).strip(), option.dest, f"file {file}")
+    return Value(None, option.flag, "default")
+
+
+def active(config: pytest.Config) -> bool:
+    """Whether any option was given anywhere; if not, the plugin stays out of the way."""
+    return any(lookup(config, option).text is not None for option in OPTIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All options, parsed. A field's user-facing source is in ``given``.
+
+    Attributes:
+        models: Model names or paths as typed, duplicates merged, in order.
+        methods: Method or group names as typed, duplicates merged, in order.
+        suites: Names of suites, or None for all.
+        artifacts: Folder or pattern of release candidates.
+        text: Evaluation text, None for the one that ships.
+        windows: Number of evaluation windows, None for all.
+        threads: Threads of the runtime.
+        report: Where the report goes, None where none is asked for.
+        baselines: The user's baseline folder.
+        update: Kinds of baselines to record.
+        require_baseline: Kinds whose missing baseline is a failure.
+        offline: Never ask a model hub.
+        cache: Folder of the artifact store and the journal.
+        timeout: Seconds without a sign of life after which a probe is stopped.
+        runs_suites: The shipped suites were asked for on this command line.
+        rootdir: pytest's root folder; file names in messages are relative to it.
+    """
+
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    suites: tuple[str, ...] | None
+    artifacts: Path | None
+    text: Path | None
+    windows: int | None
+    threads: int
+    report: Path | None
+    baselines: Path
+    update: frozenset[str]
+    require_baseline: frozenset[str]
+    offline: bool
+    cache: Path
+    timeout: float
+    runs_suites: bool
+    rootdir: Path
+    given: dict[str, Value]
+
+
+def names(value: Value) -> tuple[str, ...]:
+    """Split a comma or blank separated list; duplicates are merged, order is kept.
+
+    Raises:
+        OptionError: An element is empty, as in ``a,,b``.
+    """
+    if value.text is None:
+        return ()
+    parts = [part.strip() for part in value.text.replace("\n", ",").split(",")]
+    if not all(parts):
+        raise value.error("an empty name; give names separated by single commas")
+    return tuple(dict.fromkeys(parts))
+
+
+def parse(config: pytest.Config) -> Settings:
+    """Parse every option.
+
+    Raises:
+        OptionError: A value cannot be what its option means; the message names its source.
+    """
+    given = {option.name: lookup(config, option) for option in OPTIONS}
+    invocation = Path(config.invocation_params.dir)
+
+    def path(name: str) -> Path | None:
+        text = given[name].text
+        if text is None:
+            return None
+        base = config.rootpath if given[name].origin.startswith("file ") else invocation
+        return base / Path(text).expanduser()
+
+    def one(name: str, convert: Callable[[str], float], what: str, least: float) -> float | None:
+        text = given[name].text
+        if text is None:
+            return None
+        try:
+            number = convert(text)
+        except ValueError:
+            number = float("nan")
+        if not number >= least or number == float("inf"):
+            raise given[name].error(f"not {what}")
+        return number
+
+    runs_suites = bool(given["models"].text and typed(config, "models")) or typed(config, "suites")
+    threads = one("threads", int, "a number of threads from 1", 1)
+    timeout = one("timeout", float, "a number of seconds from 0.1", 0.1)
+    return Settings(
+        models=names(given["models"]),
+        methods=names(given["methods"]) or ("study",),
+        suites=names(given["suites"]) or None,
+        artifacts=path("artifacts"),
+        text=path("text"),
+        windows=_windows(given["budget"]),
+        threads=usable_cores() if threads is None else int(threads),
+        report=path("report"),
+        baselines=path("baselines") or config.rootpath / "baselines",
+        update=_kinds(given["update"]),
+        require_baseline=_kinds(given["require-baseline"]),
+        offline=_switch(given["offline"]),
+        cache=path("cache") or default_cache(),
+        timeout=DEFAULT_TIMEOUT if timeout is None else timeout,
+        runs_suites=runs_suites,
+        rootdir=config.rootpath,
+        given=given,
+    )
+
+
+def usable_cores() -> int:
+    """Count the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_cache() -> Path:
+    """Where artifacts and measurements go when nobody says otherwise."""
+    import platformdirs  # noqa: PLC0415  (read only when the plugin is used)
+
+    return Path(platformdirs.user_cache_dir("pytest-ondevice", appauthor=False))
+
+
+def choose(value: Value, what: str, name: str, known: Sequence[str]) -> str:
+    """Return the one of ``known`` that ``name`` means, ignoring case.
+
+    Raises:
+        OptionError: Unknown, with a suggestion where one is near.
+    """
+    folded = {candidate.casefold(): candidate for candidate in known}
+    if name.casefold() in folded:
+        return folded[name.casefold()]
+    raise value.error(f"unknown {what} '{name}'{did_you_mean(name, known)}")
+
+
+def _windows(value: Value) -> int | None:
+    if value.text is None:
+        return BUDGETS["smoke"]
+    if value.text.casefold() in BUDGETS:
+        return BUDGETS[value.text.casefold()]
+    if value.text.isdigit() and int(value.text) >= 8:
+        return int(value.text)
+    raise value.error("not a budget; give smoke, release or a number of windows from 8")
+
+
+def _kinds(value: Value) -> frozenset[str]:
+    chosen = [choose(value, "kind", name, (*KINDS, "all")) for name in names(value)]
+    return frozenset(KINDS if "all" in chosen else chosen)
+
+
+def _switch(value: Value) -> bool:
+    text = (value.text or "no").casefold()
+    if text in {"yes", "true", "on", "1"}:
+        return True
+    if text in {"no", "false", "off", "0"}:
+        return False
+    raise value.error("neither yes nor no")

@@ -1,0 +1,52 @@
+"""The pytest plugin: it only wires. Everything else is imported when an option asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import options
+from .fixtures import (
+    ondevice_baseline,
+    ondevice_cell,
+    ondevice_check,
+    ondevice_measure,
+    ondevice_model,
+)
+
+if TYPE_CHECKING:
+    from _pytest.config.argparsing import Parser
+
+__all__ = [
+    "ondevice_baseline",
+    "ondevice_cell",
+    "ondevice_check",
+    "ondevice_measure",
+    "ondevice_model",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_generate_tests",
+]
+
+
+def pytest_addoption(parser: Parser) -> None:
+    """Add the options of the table."""
+    options.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Wake up if any option was given."""
+    if options.active(config):
+        from .hooks import wake  # noqa: PLC0415
+
+        wake(config)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize every test that uses a cell over the cells."""
+    if "ondevice_cell" in metafunc.fixturenames:
+        from .hooks import parametrize  # noqa: PLC0415
+
+        parametrize(metafunc)

@@ -1,0 +1,256 @@
+"""llama.cpp through llama-cpp-python's low-level bindings.
+
+The high-level ``Llama`` class is not used: it copies logits, keeps n_ctx x n_vocab scores and
+switches flash attention off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import llama_cpp.llama_cpp as api
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ..protocol import Execution
+
+BUFFER_LINE = re.compile(
+    r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*(?:=|is)\s*([\d.]+) MiB"
+)
+
+_log_lines: list[str] = []
+_on_line: Callable[[str], None] | None = None
+
+
+@api.llama_log_callback  # type: ignore[untyped-decorator,unused-ignore]
+def _log(_level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+    # Lines go to stderr at once, where they survive a crash of the code that printed them.
+    os.write(2, text)
+    line = text.decode("utf-8", "replace").rstrip()
+    _log_lines.append(line)
+    if _on_line is not None:
+        _on_line(line)
+
+
+class EngineError(Exception):
+    """llama.cpp said no."""
+
+
+def start() -> dict[str, str]:
+    """Initialise the runtime once per process and describe it."""
+    api.llama_log_set(_log, ctypes.c_void_p(0))
+    api.llama_backend_init()
+    return {"system_info": api.llama_print_system_info().decode().strip()}
+
+
+def _set(struct: Any, **values: object) -> None:
+    # ctypes accepts unknown fields silently, so a renamed parameter would change nothing.
+    fields = {field[0] for field in struct._fields_}
+    for name, value in values.items():
+        if name not in fields:
+            raise EngineError(f"this llama-cpp-python has no parameter {name}")
+        setattr(struct, name, value)
+
+
+def buffers(since: int = 0) -> dict[str, float]:
+    """Sum llama.cpp's own buffer lines by purpose, in MiB, from log line ``since`` on."""
+    sums: dict[str, float] = {}
+    for line in _log_lines[since:]:
+        if match := BUFFER_LINE.search(line):
+            sums[match[2]] = sums.get(match[2], 0.0) + float(match[3])
+    return sums
+
+
+def log_position() -> int:
+    """Return the number of log lines so far, to read those that follow."""
+    return len(_log_lines)
+
+
+def last_error() -> str:
+    """Return the last log line that reads like an error, for messages."""
+    for line in reversed(_log_lines):
+        if "error" in line.lower() or "failed" in line.lower():
+            return line.strip()
+    return "llama.cpp gave no reason"
+
+
+class Model:
+    """A loaded model and its vocabulary."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+        self.vocab = api.llama_model_get_vocab(pointer)
+        self.n_vocab = int(api.llama_vocab_n_tokens(self.vocab))
+        self.adds_bos = bool(api.llama_vocab_get_add_bos(self.vocab))
+        self.bos = int(api.llama_vocab_bos(self.vocab))
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Turn text into token ids; ``special`` adds BOS and EOS as the model wants."""
+        data = text.encode()
+        size = len(data) + 8
+        ids = (api.llama_token * size)()
+        count = api.llama_tokenize(self.vocab, data, len(data), ids, size, special, False)
+        if count < 0:
+            raise EngineError(f"the tokenizer needs {-count} places for {len(data)} bytes")
+        return list(ids[:count])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Turn token ids into text."""
+        ids = (api.llama_token * len(tokens))(*tokens)
+        size = 64 * (len(tokens) + 1)
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = api.llama_detokenize(self.vocab, ids, len(tokens), buffer, size, False, False)
+            if count >= 0:
+                return buffer.raw[:count].decode("utf-8", "replace")
+            size = -count
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        return bool(api.llama_vocab_is_eog(self.vocab, token))
+
+
+@contextmanager
+def load(
+    path: str,
+    execution: Execution,
+    *,
+    check: bool = False,
+    alive: Callable[[float], None] | None = None,
+) -> Iterator[Model]:
+    """Load a model file; ``check`` validates every block. Freed at the end of the block.
+
+    Raises:
+        EngineError: llama.cpp refused the file.
+    """
+    params = api.llama_model_default_params()
+
+    @api.llama_progress_callback  # type: ignore[untyped-decorator,unused-ignore]
+    def progress(share: float, _user_data: ctypes.c_void_p) -> bool:
+        if alive is not None:
+            alive(share)
+        return True
+
+    _set(
+        params,
+        n_gpu_layers=0,
+        load_mode=api.LLAMA_LOAD_MODE_MMAP if execution.mapped else api.LLAMA_LOAD_MODE_NONE,
+        use_extra_bufts=execution.repack,
+        check_tensors=check,
+        progress_callback=progress,
+    )
+    pointer = api.llama_model_load_from_file(os.fsencode(path), params)
+    if not pointer:
+        raise EngineError(f"llama.cpp cannot load it: {last_error()}")
+    try:
+        yield Model(pointer)
+    finally:
+        api.llama_model_free(pointer)
+
+
+class Context:
+    """A context of one sequence, and the only way tokens are fed to it."""
+
+    def __init__(self, model: Model, pointer: Any, n_ubatch: int) -> None:
+        self.model = model
+        self.pointer = pointer
+        self.n_ubatch = n_ubatch
+        self._memory = api.llama_get_memory(pointer)
+        self._batch = api.llama_batch_init(n_ubatch, 0, 1)
+        for i in range(n_ubatch):
+            self._batch.n_seq_id[i] = 1
+            self._batch.seq_id[i][0] = 0
+
+    def clear(self) -> None:
+        """Forget every token."""
+        api.llama_memory_clear(self._memory, True)
+
+    def feed(self, tokens: Sequence[int], start: int, logits_from: int | None = None) -> None:
+        """Decode ``tokens`` (at most a micro-batch) at positions from ``start`` on, and wait.
+
+        Logits are kept for tokens whose index is at least ``logits_from``; None keeps none but
+        the last, which llama.cpp wants.
+        """
+        first = len(tokens) - 1 if logits_from is None else logits_from
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = start + i
+            batch.logits[i] = i >= first
+        status = api.llama_decode(self.pointer, batch)
+        api.llama_synchronize(self.pointer)
+        if status != 0:
+            raise EngineError(f"llama_decode returned {status}: {last_error()}")
+
+    def logits(self, rows: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """View the logits of the last ``feed``: (rows, n_vocab) float32, not a copy."""
+        pointer = api.llama_get_logits(self.pointer)
+        return np.ctypeslib.as_array(pointer, shape=(rows, self.model.n_vocab))
+
+    def free(self) -> None:
+        """Give the native memory back."""
+        api.llama_batch_free(self._batch)
+        api.llama_free(self.pointer)
+
+
+@contextmanager
+def context(model: Model, execution: Execution) -> Iterator[Context]:
+    """Make a context; freed at the end of the block.
+
+    Raises:
+        EngineError: llama.cpp could not make it.
+    """
+    params = api.llama_context_default_params()
+    _set(
+        params,
+        n_ctx=execution.n_ctx,
+        n_batch=execution.n_ubatch,
+        n_ubatch=execution.n_ubatch,
+        n_seq_max=1,
+        n_threads=execution.threads,
+        n_threads_batch=execution.threads,
+        flash_attn_type=(
+            api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if execution.flash_attention
+            else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        ),
+    )
+    pointer = api.llama_init_from_model(model.pointer, params)
+    if not pointer:
+        raise EngineError(f"llama.cpp cannot make a context: {last_error()}")
+    made = Context(model, pointer, execution.n_ubatch)
+    try:
+        yield made
+    finally:
+        made.free()
+
+
+def quantize(
+    source: str, target: str, file_type: int, threads: int, on_line: Callable[[str], None]
+) -> None:
+    """Quantize a file; ``on_line`` sees every log line, one or more per tensor.
+
+    A source that is quantized already is requantized: the caller says so in the provenance.
+
+    Raises:
+        EngineError: llama.cpp refused; the message holds its last error.
+    """
+    global _on_line  # noqa: PLW0603  (the C callback has no other way to reach the caller)
+    params = api.llama_model_quantize_default_params()
+    _set(params, ftype=file_type, nthread=threads, allow_requantize=True)
+    _on_line = on_line
+    try:
+        status = api.llama_model_quantize(
+            os.fsencode(source), os.fsencode(target), ctypes.byref(params)
+        )
+    finally:
+        _on_line = None
+    if status != 0:
+        raise EngineError(f"llama_model_quantize returned {status}: {last_error()}")

@@ -1,0 +1,1 @@
+"""Pictures of a report for people. Everything is drawn from the report's data alone."""

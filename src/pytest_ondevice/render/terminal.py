@@ -1,0 +1,128 @@
+"""The summary at the end of a terminal session: one row per cell, within 100 columns."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..model.verdict import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pytest
+
+    from ..model.measurement import Measurement
+    from ..model.report import CellReport, Report
+
+ABSENT = "-"
+DISTURBED = "~"
+_COLORS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.BLOCKED: "red"}
+_MIB = 2**20
+
+
+def summarise(reporter: pytest.TerminalReporter, report: Report, lines: Sequence[str]) -> None:
+    """Write the table, its footnotes and the closing lines."""
+    reporter.section("on-device gate")
+    header, *rows = table(report)
+    reporter.write_line(header, bold=True)
+    for row, cell in zip(rows, report.cells, strict=True):
+        color = _COLORS.get(cell.verdict, "yellow") if cell.verdict else "yellow"
+        head, verdict = row[: row.rindex("  ") + 2], row[row.rindex("  ") + 2 :]
+        reporter.write(head)
+        reporter.write_line(verdict, **{color: True})
+    for note in [*footnotes(report), *report.notes, *lines]:
+        reporter.write_line(note)
+
+
+def table(report: Report) -> list[str]:
+    """Draw the table as lines of equal layout: a header, then a row per cell."""
+    columns: list[tuple[str, Callable[[CellReport], str]]] = [
+        ("BPW", lambda cell: _figure(cell, "effective_bpw", ".2f")),
+        ("MiB", lambda cell: _figure(cell, "file_size", ".1f", _MIB)),
+        ("KLD (nats)", _kld),
+        ("PPL ratio", _ppl_ratio),
+        ("peak MiB", lambda cell: _figure(cell, "peak_memory", ".1f", _MIB)),
+        ("pp t/s", lambda cell: _figure(cell, "prefill_speed", ".0f")),
+        ("tg t/s", lambda cell: _figure(cell, "decode_speed", ".0f")),
+    ]
+    texts = [[title, *(show(cell) for cell in report.cells)] for title, show in columns]
+    widths = [max(map(len, column)) for column in texts]
+    names = ["cell", *(cell.id for cell in report.cells)]
+    # Whatever the figures leave of 100 columns, less the verdict's, is for the cell's name.
+    room = 100 - sum(width + 2 for width in widths) - 14
+    width = min(max(map(len, names)), max(room, 12))
+    verdicts = ["verdict", *(_verdict(report, cell) for cell in report.cells)]
+    lines = []
+    for index, name in enumerate(names):
+        short = name if len(name) <= width else f"{name[: width - 1]}…"
+        figures = "".join(
+            f"  {column[index]:>{size}}" for column, size in zip(texts, widths, strict=True)
+        )
+        lines.append(f"{short:<{width}}{figures}  {verdicts[index]}")
+    return lines
+
+
+def footnotes(report: Report) -> list[str]:
+    """Explain the marks that the table uses, and count what it cannot show."""
+    notes = []
+    disturbed = {
+        reason
+        for cell in report.cells
+        for measured in cell.measurements.values()
+        for reason in measured.disturbed
+    }
+    if disturbed:
+        notes.append(f"{DISTURBED} disturbed: {'; '.join(sorted(disturbed))}")
+    counts = {
+        verdict: sum(result.verdict is verdict for result in report.checks) for verdict in Verdict
+    }
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    reused = sum(one.reused for cell in report.cells for one in cell.measurements.values())
+    total = sum(len(cell.measurements) for cell in report.cells)
+    notes.append(
+        f"{len(report.checks)} verdicts: {told}; {total - reused} figures measured,"
+        f" {reused} reused; speed is advisory"
+    )
+    if not report.complete:
+        notes.append("interrupted: the same command goes on where this run stopped")
+    return notes
+
+
+def _figure(cell: CellReport, name: str, spec: str, unit: float = 1) -> str:
+    measured = cell.measurements.get(name)
+    if measured is None:
+        return ABSENT
+    if measured.value is None:
+        return "nan"
+    return f"{measured.value / unit:{spec}}{_mark(measured)}"
+
+
+def _kld(cell: CellReport) -> str:
+    measured = cell.measurements.get("mean_kld")
+    if measured is None:
+        return "reference" if cell.reference and cell.measurements else ABSENT
+    if measured.value is None:
+        return "nan"
+    error = f" ±{measured.error:.4f}" if measured.error is not None else ""
+    return f"{measured.value:.4f}{error}"
+
+
+def _ppl_ratio(cell: CellReport) -> str:
+    measured = cell.measurements.get("ln_ppl_ratio")
+    if measured is None or measured.value is None:
+        return ABSENT if measured is None else "nan"
+    return f"{math.exp(measured.value):.4f}"
+
+
+def _mark(measured: Measurement) -> str:
+    return DISTURBED if measured.disturbed else ""
+
+
+def _verdict(report: Report, cell: CellReport) -> str:
+    if cell.verdict is None:
+        return "not run"
+    same = [one for one in report.checks if one.cell == cell.id and one.verdict is cell.verdict]
+    if cell.verdict is Verdict.PASS:
+        return "pass"
+    return f"{cell.verdict}" + (f" ({len(same)})" if len(same) > 1 else "")

@@ -1,0 +1,19 @@
+"""Where the suites and baselines that ship are: in the installed package, or in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+SUITES = ("artifact", "efficiency", "fidelity", "resources")
+"""The suites that ship."""
+
+
+def folder(name: str) -> Path:
+    """Find a shipped folder, ``suites`` or ``baselines``.
+
+    In a wheel it lies inside the package, in a checkout (editable install) two levels above it.
+    """
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parents[1] / name

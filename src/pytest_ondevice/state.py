@@ -1,0 +1,106 @@
+"""The session's state, and the only stash keys there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from .checks import check_of
+from .model.report import CheckResult, ItemReport
+from .model.verdict import Verdict
+
+if TYPE_CHECKING:
+    from .checks import Check, Stage
+    from .measure import Bench
+    from .model.catalog import Cell
+    from .model.measurement import Measurement
+    from .options import Settings
+    from .storage.baselines import Baselines
+
+PROPERTY = "ondevice"
+"""The name in ``user_properties`` under which an item's report travels, as JSON text."""
+
+
+@dataclass
+class State:
+    """What hooks and fixtures of one session share.
+
+    Attributes:
+        settings: The options.
+        cells: The matrix.
+        session: Name of this pytest session, the same on every test worker.
+        bench: What measures, once something is to be measured.
+        baselines: The stored baselines.
+        owners: The collected check that owns a stage of a cell, by stage and cell id.
+    """
+
+    settings: Settings
+    cells: tuple[Cell, ...]
+    session: str
+    baselines: Baselines
+    bench: Bench | None = None
+    owners: dict[tuple[Stage, str], str] = field(default_factory=dict)
+
+
+@dataclass
+class ItemState:
+    """What one item measured and what was judged."""
+
+    results: list[CheckResult] = field(default_factory=list)
+    measured: dict[str, Measurement] = field(default_factory=dict)
+
+
+STATE = pytest.StashKey[State]()
+ITEM = pytest.StashKey[ItemState]()
+
+
+def cell_of(item: pytest.Item) -> Cell | None:
+    """Return the cell an item is parametrized with, None if it is none of ours."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("ondevice_cell") if callspec is not None else None
+
+
+def declared(item: pytest.Item) -> Check | None:
+    """Return the check an item is, None for a user's own test."""
+    return check_of(getattr(item, "function", None))
+
+
+def check_id(item: pytest.Item) -> str:
+    """Return a check's id, or the name of a user's test."""
+    found = declared(item)
+    return found.id if found else f"{getattr(item, 'originalname', None) or item.name}"
+
+
+def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemReport | None:
+    """Gather what an item found; ``failure`` is why it failed if it is not in its results."""
+    cell = cell_of(item)
+    if cell is None:
+        return None
+    found = item.stash.get(ITEM, ItemState())
+    results = list(found.results)
+    bad = {Verdict.FAIL, Verdict.INVALID, Verdict.INCONCLUSIVE, Verdict.NO_BASELINE}
+    if failure is not None and not any(result.verdict in bad for result in results):
+        results.append(
+            CheckResult(check=check_id(item), cell=cell.id, verdict=Verdict.FAIL, message=failure)
+        )
+    results = [msgspec.structs.replace(result, node=item.nodeid) for result in results]
+    artifact = None
+    protocols: dict[str, dict[str, object]] = {}
+    system_info = ""
+    if state.bench is not None:
+        system_info = state.bench.system_info
+        made = state.bench.made(cell)
+        if made is not None:
+            artifact = made.facts()
+            protocols = state.bench.protocols(cell, found.measured)
+    return ItemReport(
+        cell=cell.id,
+        results=tuple(results),
+        measurements=tuple(found.measured.values()),
+        artifact=artifact,
+        protocols=protocols,
+        system_info=system_info,
+    )

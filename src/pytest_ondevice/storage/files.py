@@ -1,0 +1,84 @@
+"""Atomic writes and remembered digests, shared by everything that stores."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from ..errors import StorageError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all, also after a crash.
+
+    Raises:
+        StorageError: No space, no permission, a folder in the way; the old content stands.
+    """
+    part = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(part).chmod(0o666 & ~umask)
+        Path(part).replace(path)
+    except OSError as error:
+        if part:
+            with contextlib.suppress(OSError):
+                Path(part).unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot write it: {error.strerror}") from error
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Make sure that ``folder`` can take ``needed`` more bytes.
+
+    Raises:
+        StorageError: It cannot; the message has both figures and the option that moves it.
+    """
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: {what} needs {megabytes(needed)}, the disk has {megabytes(free)} free;"
+            " free some or choose another folder with --ondevice-cache=DIR"
+        )
+
+
+def megabytes(size: float) -> str:
+    """Format bytes for a sentence: MB below one GB, else GB with one decimal."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    size: int
+    mtime_ns: int
+    inode: int
+    sha256: str
+
+
+def sha256_of(path: Path, cache: Path) -> str:
+    """Digest a file, remembering the result as long as its size, time and inode stay the same."""
+    stat = path.stat()
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    memo = cache / "digests" / f"{name}.json"
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        seen = msgspec.json.decode(memo.read_bytes(), type=_Seen)
+        if (seen.size, seen.mtime_ns, seen.inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino):
+            return seen.sha256
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    seen = _Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino, digest)
+    write_atomic(memo, msgspec.json.encode(seen))
+    return digest

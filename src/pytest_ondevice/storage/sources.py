@@ -1,0 +1,141 @@
+"""Where a model's weights are on this machine: a file, a package's resource, the hub's cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import BadFileError, MissingError, OnDeviceError
+
+if TYPE_CHECKING:
+    from ..model.catalog import Model, ModelSource
+
+
+def locate(model: Model, *, offline: bool) -> tuple[Path, ModelSource]:
+    """Find a model's source, downloading from the hub where that is allowed.
+
+    Raises:
+        MissingError: It is nowhere; one sentence says what is missing and how to provide it.
+    """
+    problems = []
+    for source in model.sources:
+        try:
+            return _locate(source, offline=offline), source
+        except MissingError as error:
+            problems.append(str(error))
+    raise MissingError(
+        f"model {model.name}: {'; '.join(problems)}; or give ready-made files with"
+        " --ondevice-artifacts=DIR, or a file with --ondevice-models=PATH.gguf"
+    )
+
+
+def _locate(source: ModelSource, *, offline: bool) -> Path:
+    if source.path is not None:
+        return Path(source.path)
+    if source.package is not None:
+        return _resource(source)
+    return _from_hub(source, offline=offline)
+
+
+def _resource(source: ModelSource) -> Path:
+    """Find a package's file without importing the package, whose code may do anything."""
+    package = source.package or ""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        how = source.install or f"pip install {package}"
+        raise MissingError(f"the Python package {package} is not installed (`{how}`)")
+    for folder in spec.submodule_search_locations:
+        path = Path(folder, source.file or "").resolve()
+        if path.is_file() and path.is_relative_to(Path(folder).resolve()):
+            return path
+    raise MissingError(f"the Python package {package} has no file {source.file}")
+
+
+def _from_hub(source: ModelSource, *, offline: bool) -> Path:
+    import huggingface_hub  # noqa: PLC0415  (slow to import, needed for hub models only)
+    from huggingface_hub import constants, errors  # noqa: PLC0415
+
+    repo, file = source.repo or "", source.file or ""
+    cached = huggingface_hub.try_to_load_from_cache(repo, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    how = f"download it with `hf download {repo} {file}`"
+    if offline or constants.HF_HUB_OFFLINE:
+        raise MissingError(
+            f"{file} of {repo} is not in the Hugging Face cache, and offline it cannot be fetched"
+            f" ({how} where there is a network)"
+        )
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, file))
+    except errors.GatedRepoError as error:
+        raise MissingError(
+            f"{repo} is gated: accept its licence on its page, then `hf auth login`"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise MissingError(
+                f"{file} of {repo} is not in the Hugging Face cache, and the hub cannot be"
+                f" reached ({how} where there is a network)"
+            ) from error
+        raise MissingError(f"the hub has no file {file} in {repo}") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MissingError(f"{file} of {repo} could not be fetched: {reason} ({how})") from error
+
+
+class Candidates:
+    """Ready-made artifacts in a folder, matched to cells by their names.
+
+    A plain folder matches ``MODEL...METHOD.gguf``: the name begins with the model's name or one
+    of its aliases and ends with the method, both in any case, parts joined by ``-``, ``_`` or
+    ``.``. A path with ``{method}`` (and ``{model}``) in it is a pattern of its own.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._pattern = place.name if "{" in place.name else None
+        folder = place.parent if self._pattern else place
+        if not folder.is_dir():
+            raise BadFileError(folder, "there is no such folder")
+        self.files = tuple(sorted(path for path in folder.iterdir() if path.suffix == ".gguf"))
+        self._taken: set[Path] = set()
+
+    def find(self, model: Model, method: str) -> Path | None:
+        """Return the file for a cell, None if the folder has none.
+
+        Raises:
+            OnDeviceError: Two files claim the same cell.
+        """
+        found = [path for path in self.files if self._matches(path, model, method)]
+        if len(found) > 1:
+            raise OnDeviceError(
+                f"{self.place}: {found[0].name} and {found[1].name} both claim to be"
+                f" {model.name} {method}; keep one, or give a pattern such as DIR/NAME-{{method}}"
+                ".gguf"
+            )
+        self._taken.update(found)
+        return found[0] if found else None
+
+    def unmatched(self) -> tuple[str, ...]:
+        """Name the files that no cell has taken."""
+        return tuple(path.name for path in self.files if path not in self._taken)
+
+    def _matches(self, path: Path, model: Model, method: str) -> bool:
+        if self._pattern is not None:
+            wanted = self._pattern.replace("{model}", model.name).replace("{method}", method)
+            return path.name.casefold() == wanted.casefold()
+        stem = path.stem.casefold()
+        # fp16 is how many publishers write F16.
+        spellings = {method.casefold(), method.casefold().replace("f16", "fp16")}
+        ends = any(re.search(rf"[-_.]{re.escape(name)}$", stem) for name in spellings)
+        return ends and any(_begins(stem, name) for name in (model.name, *model.aliases))
+
+
+def _begins(stem: str, name: str) -> bool:
+    name = name.casefold()
+    return stem.startswith(name) and not stem[len(name) : len(name) + 1].isalnum()

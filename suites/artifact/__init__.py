@@ -1,0 +1,1 @@
+"""What an artifact is: readable, of the promised type, really quantized, loadable, no larger."""

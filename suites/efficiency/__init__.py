@@ -1,0 +1,1 @@
+"""What making the artifact took."""

@@ -1,0 +1,1 @@
+"""What quantization cost in accuracy, against the reference on the same tokens."""

@@ -1,0 +1,1 @@
+"""What running the artifact takes: memory and time."""
