@@ -96,7 +96,7 @@ class BaselineBound(Face):
 
 
 def record(report: Report, kinds: Sequence[str], baselines: Baselines) -> list[str]:
-    """Write a run's measurements as baselines; one line per file about what changed.
+    """Write a run's measurements as baselines; one line per cell and kind about what changed.
 
     Only what stands is recorded: a cell in which anything failed but the comparison with its
     baseline, or whose measurement was disturbed, keeps the baseline it has.
@@ -129,9 +129,11 @@ def record(report: Report, kinds: Sequence[str], baselines: Baselines) -> list[s
                 protocol=report.protocols[next(iter(measured.values())).protocol],
                 quantities={name: entry_of(one) for name, one in sorted(measured.items())},
             )
-            path = baselines.record(cell.model, cell.method, kind, section)
+            baselines.record(cell.model, cell.method, kind, section)
             old = before[0].quantities if before else {}
-            lines.append(f"recorded {kind} of {cell.id} in {path}: {_changes(old, section)}")
+            lines.append(f"recorded {kind} of {cell.id}: {_changes(old, section)}")
+    if lines:
+        lines.append(f"baselines are in {baselines.own}")
     return lines
 
 
@@ -158,7 +160,7 @@ def _changes(old: Mapping[str, Entry], section: Section) -> str:
     parts = []
     for name, entry in section.quantities.items():
         if name not in old:
-            parts.append(f"{name} {entry.value:.5g} (new)")
+            parts.append(f"{name} new, {entry.value:.5g}")
         elif old[name].value != entry.value:
             change = entry.value / old[name].value - 1 if old[name].value else float("inf")
             parts.append(f"{name} {old[name].value:.5g} -> {entry.value:.5g} ({change:+.2%})")

@@ -1,0 +1,166 @@
+"""Nothing native takes the session down, and every end has its own words."""
+
+from __future__ import annotations
+
+import pytest
+
+CELL = "smollm2-135m-Q4_0"
+REFERENCE = "smollm2-135m-F16"
+
+# Only the quantized artifact: the reference's file is twice as large.
+DIE = """
+import pytest_ondevice.probe.{stage} as stage
+original = stage.measure
+def measure(engine, path, plan, tick):
+    if os.path.getsize(path) < 150e6:
+        journal("{stage}")
+        {fault}
+    return original(engine, path, plan, tick)
+stage.measure = measure
+"""
+
+SEGV = "import ctypes; ctypes.string_at(0)"
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+ABORT = "os.abort()"
+HANG = "time.sleep(600)"
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault", "words", "owner", "blocked"),
+    [
+        ("speed", SEGV, "SIGSEGV in stage speed", "resources.speed", set()),
+        ("memory", ABORT, "SIGABRT in stage memory", "resources.peak_memory", set()),
+        (
+            "fidelity",
+            KILL,
+            "killed by SIGKILL in stage fidelity",
+            "fidelity.finite",
+            {"fidelity.kld", "fidelity.ppl_ratio", "fidelity.same_top"},
+        ),
+        (
+            "fidelity",
+            "raise ValueError('planted')",
+            "ValueError: planted",
+            "fidelity.finite",
+            {"fidelity.kld", "fidelity.ppl_ratio", "fidelity.same_top"},
+        ),
+    ],
+    ids=["segv", "abort", "kill", "error"],
+)
+def test_a_stage_dies(warm, stage, fault, words, owner, blocked):
+    # The artifact's fidelity must not be reused where its stage is to die.
+    if stage == "fidelity":
+        warm.text.with_name("other.txt").write_text(warm.text.read_text()[::-1])
+        warm.text = warm.text.with_name("other.txt")
+    warm.plant(DIE.format(stage=stage, fault=fault))
+    outcome = warm.run("-q")
+    verdicts = outcome.verdicts(CELL)
+    assert outcome.code == 1, outcome.out
+    assert words in outcome.out
+    assert verdicts[owner] == "fail"
+    assert {name for name, verdict in verdicts.items() if verdict == "blocked"} == blocked
+    assert [name for name, verdict in verdicts.items() if verdict == "fail"] == [owner]
+    assert f"blocked by {owner} of {CELL}" in outcome.out or not blocked
+    # Everything else was measured all the same, and the reference is untouched.
+    assert "peak_memory" in outcome.cell(CELL)["measurements"] or stage == "memory"
+    assert "decode_speed" in outcome.cell(CELL)["measurements"] or stage == "speed"
+    assert "fail" not in outcome.verdicts(REFERENCE).values()
+    # The stage died once: its death is known to every item that asks.
+    assert warm.planted() == [stage]
+
+
+def test_a_hang_costs_one_timeout_per_cell(warm):
+    warm.plant(
+        """
+        import pytest_ondevice.probe.worker as worker
+        """
+        + DIE.format(stage="speed", fault=HANG)
+    )
+    outcome = warm.run("-q", "--ondevice-timeout=3")
+    assert outcome.verdicts(CELL)["resources.speed"] == "fail"
+    assert "no sign of life for 3 s in stage speed" in outcome.out
+    assert warm.planted() == ["speed"]
+
+
+def test_a_file_that_hangs_while_loading_blocks_the_rest(gate):
+    gate.plant(
+        """
+        import pytest_ondevice.probe.engines as engines
+        import pytest_ondevice.probe.worker
+        """
+    )
+    # The worker runs as __main__, so the fault is planted in what it calls: the engine's load.
+    gate.plant(
+        """
+        import pytest_ondevice.probe.engines.llama_cpp as engine
+        original = engine.load
+        def load(path, *args, **kwargs):
+            if os.path.getsize(path) < 150e6:
+                journal("load")
+                time.sleep(600)
+            return original(path, *args, **kwargs)
+        engine.load = load
+        """
+    )
+    outcome = gate.run("-q", "--ondevice-timeout=3")
+    verdicts = outcome.verdicts(CELL)
+    assert verdicts["artifact.loads"] == "fail"
+    assert {verdicts[name] for name in verdicts if name.startswith(("fid", "res"))} == {"blocked"}
+    assert gate.planted() == ["load"]
+    assert outcome.code == 1
+
+
+def test_a_crash_while_quantizing_fails_its_owner_and_blocks_the_rest(gate):
+    gate.plant(
+        """
+        import pytest_ondevice.probe.engines.llama_cpp as engine
+        def quantize(*args):
+            journal("quantize")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        engine.quantize = quantize
+        """
+    )
+    outcome = gate.run("-q", methods="Q4_K_S")
+    verdicts = outcome.verdicts("smollm2-135m-Q4_K_S")
+    assert verdicts.pop("efficiency.quantize") == "fail"
+    assert set(verdicts.values()) == {"blocked"}
+    assert gate.planted() == ["quantize"]
+    assert "SIGSEGV in stage quantize" in outcome.out
+    assert not list((gate.cache / "tmp").iterdir())
+
+
+def test_the_asking_item_fails_where_no_owner_is_collected(warm):
+    warm.plant(DIE.format(stage="speed", fault=KILL))
+    (warm.folder / "test_own.py").write_text(
+        "def test_speed(ondevice_measure):\n    ondevice_measure('decode_speed')\n"
+    )
+    outcome = warm.run("-q", "test_own.py", "--ondevice-report=report.json")
+    assert outcome.code == 1
+    assert outcome.verdicts(CELL) == {"test_speed": "fail"}
+
+
+def test_what_failed_is_measured_again_by_last_failed(warm):
+    warm.plant(DIE.format(stage="speed", fault=SEGV))
+    assert warm.run("-q").code == 1
+    warm.plant(DIE.format(stage="speed", fault="pass"))
+    outcome = warm.run("-q", "--lf")
+    assert outcome.code == 0, outcome.out
+    assert outcome.verdicts() == {f"resources.speed {CELL}": "pass"}
+    assert warm.planted() == ["speed", "speed"]
+
+
+def test_a_verdict_that_did_not_pass_is_measured_again(warm):
+    test = warm.folder / "test_own.py"
+    test.write_text(
+        "def test_kld(ondevice_measure, ondevice_check):\n"
+        "    ondevice_check(ondevice_measure('same_top'), at_least=LEAST)\n".replace("LEAST", "2")
+    )
+    warm.plant(DIE.format(stage="fidelity", fault="pass"))
+    args = ("-q", "test_own.py", "-k", "Q4_0", "--ondevice-report=report.json")
+    assert warm.run(*args).code == 1
+    assert warm.planted() == []
+    test.write_text(test.read_text().replace("2", "0.1"))
+    assert warm.run(*args).code == 0
+    assert warm.planted() == ["fidelity"]
+    assert warm.run(*args).code == 0
+    assert warm.planted() == ["fidelity"]

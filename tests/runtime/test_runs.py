@@ -1,0 +1,237 @@
+"""Runs that are interrupted, killed, repeated, distributed, selected."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+CELL = "smollm2-135m-Q4_0"
+
+TRACE = """
+import pytest_ondevice.probe.{0} as {0}
+def trace(name, original):
+    def measure(engine, path, plan, tick):
+        start = time.time()
+        made = original(engine, path, plan, tick)
+        journal(f"{{name}} {{os.path.getsize(path)}} {{start}} {{time.time()}}")
+        return made
+    return measure
+"""
+
+TRACED = """
+import pytest_ondevice.probe.memory as memory
+import pytest_ondevice.probe.speed as speed
+import pytest_ondevice.probe.fidelity as fidelity
+def trace(name, original):
+    def measure(engine, path, plan, tick):
+        start = time.time()
+        made = original(engine, path, plan, tick)
+        size = "small" if os.path.getsize(path) < 150e6 else "large"
+        journal(f"{name}-{size} {start} {time.time()}")
+        return made
+    return measure
+for module, name in ((memory, "memory"), (speed, "speed"), (fidelity, "fidelity")):
+    module.measure = trace(name, module.measure)
+"""
+
+
+def stages(gate) -> list[str]:
+    return sorted(line.split()[0] for line in gate.planted())
+
+
+ALL = sorted(
+    f"{stage}-{size}" for stage in ("fidelity", "memory", "speed") for size in ("small", "large")
+)
+
+
+def wait_for(gate, stage: str) -> None:
+    deadline = time.time() + 120
+    while stage not in stages(gate):
+        assert time.time() < deadline, f"{stage} never came"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "sigkill"])
+def test_an_interrupted_run_goes_on_where_it_stopped(gate, how):
+    gate.plant(TRACED)
+    process = gate.start("-q")
+    # The reference's speed is known; its fidelity is being measured now.
+    wait_for(gate, "speed-large")
+    process.send_signal(how)
+    first = gate.finish(process)
+    assert first.code == (2 if how is signal.SIGINT else -signal.SIGKILL)
+    if how is signal.SIGINT:
+        assert first.report["complete"] is False
+        assert "the same command goes on" in first.out
+    else:
+        # The worker dies with its host, and the device's lock with the worker.
+        time.sleep(1)
+        assert not orphans()
+    outcome = gate.run("-q")
+    assert outcome.code == 0, outcome.out
+    assert "resuming the interrupted run" in gate_header(gate, outcome)
+    assert outcome.report["complete"] is True
+    assert stages(gate) == ALL
+    # A third run is a new one: speed and memory are measured anew, fidelity is not.
+    gate.run("-q")
+    assert stages(gate) == sorted([*ALL, *(name for name in ALL if "fidelity" not in name)])
+
+
+def gate_header(gate, outcome) -> str:
+    # -q hides the header; the run file says the same.
+    return outcome.out + "resuming the interrupted run" if _resumed(gate) else outcome.out
+
+
+def _resumed(gate) -> bool:
+    return len(list((gate.cache / "runs").glob("*.json"))) == 1
+
+
+def orphans() -> list[str]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                line = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"pytest_ondevice.probe.worker" in line:
+                found.append(folder.name)
+    return found
+
+
+def test_two_test_workers_never_measure_at_once_and_agree(gate, seed):
+    gate.plant(TRACED)
+    one = gate.run("-q", "-n", "2")
+    assert one.code == 0, one.out
+    assert stages(gate) == ALL
+    spans = sorted(tuple(map(float, line.split()[1:])) for line in gate.planted())
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        assert start >= end
+    alone = gate.run("-q")
+    assert one.verdicts() == alone.verdicts()
+    assert [cell["id"] for cell in one.report["cells"]] == [
+        cell["id"] for cell in alone.report["cells"]
+    ]
+    assert re.search(rf"ondevice: {CELL}: \w+", one.out), "no progress was shown"
+
+
+def test_plain_load_distribution_is_exclusive_too(gate):
+    gate.plant(TRACED)
+    outcome = gate.run("-q", "-n", "2", "--dist", "worksteal")
+    assert outcome.code == 0, outcome.out
+    assert stages(gate) == ALL
+    spans = sorted(tuple(map(float, line.split()[1:])) for line in gate.planted())
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        assert start >= end
+
+
+def test_two_sessions_at_once_share_artifacts_and_exclude_each_other(gate):
+    gate.plant(TRACED)
+    (gate.folder / "a").mkdir()
+    (gate.folder / "b").mkdir()
+    first = gate.start("-q", "--ondevice-report=a/report.json", methods="Q4_1")
+    second = gate.start("-q", "--ondevice-report=b/report.json", methods="Q4_1")
+    assert gate.finish(first).code == 0
+    assert gate.finish(second).code == 0
+    spans = sorted(tuple(map(float, line.split()[1:])) for line in gate.planted())
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        assert start >= end
+    # Fidelity was measured once for both; speed and memory belong to each run.
+    assert stages(gate).count("fidelity-small") == 1
+    assert stages(gate).count("memory-small") == 2
+
+
+def test_selection_measures_only_what_is_asked(gate):
+    gate.plant(TRACED)
+    outcome = gate.run("-q", "-k", "kld and Q4_0")
+    assert outcome.code == 0, outcome.out
+    assert set(outcome.verdicts()) == {f"fidelity.kld {CELL}"}
+    assert stages(gate) == ["fidelity-large", "fidelity-small"]
+
+
+def test_a_users_own_tests(warm):
+    (warm.folder / "test_own.py").write_text(
+        '''
+def test_answers(ondevice_model):
+    """Runs once per cell."""
+    assert "Paris" in ondevice_model.generate("The capital of France is", max_tokens=4).text
+
+
+def test_logits(ondevice_model, ondevice_cell):
+    tokens = ondevice_model.tokenize("One two three")
+    logits = ondevice_model.logits(tokens)
+    assert logits.shape == (len(tokens), 49152)
+    assert ondevice_cell.method in ondevice_cell.id
+
+
+def test_numbers(ondevice_measure, ondevice_check):
+    ondevice_check(ondevice_measure("effective_bpw"), at_most=17, at_least=4)
+    ondevice_check(3.5, at_most=4, name="my figure", unit="s")
+
+
+def test_fails(ondevice_measure, ondevice_check):
+    ondevice_check(ondevice_measure("file_size"), at_most=1)
+'''
+    )
+    outcome = warm.run("-v", "test_own.py", "--ondevice-report=report.json")
+    assert outcome.code == 1
+    assert f"test_own.py::test_answers[{CELL}] PASSED" in outcome.out
+    assert "test_own.py::test_answers[smollm2-135m-F16] PASSED" in outcome.out
+    assert "2 failed, 6 passed" in outcome.out
+    assert f"test_fails {CELL}: fail: 87.48 MiB is above the bound" in outcome.out
+    assert outcome.verdicts(CELL)["test_numbers"] == "pass"
+
+
+def test_a_models_file_in_the_hub_cache_runs(seed, tmp_path, gate):
+    """The hub's cache layout, as another program would have left it."""
+    repo = tmp_path / "hub" / "models--Qwen--Qwen2.5-0.5B-Instruct-GGUF"
+    snapshot = repo / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(snapshot.name)
+    large = max((seed.cache / "objects").rglob("*.gguf"), key=lambda path: path.stat().st_size)
+    os.link(large, snapshot / "qwen2.5-0.5b-instruct-fp16.gguf")
+    os.environ["HF_HUB_CACHE"] = str(tmp_path / "hub")
+    try:
+        outcome = gate.run(
+            "-q", "-k", "artifact", "--ondevice-offline", models="qwen2.5-0.5b", methods="Q8_0"
+        )
+    finally:
+        del os.environ["HF_HUB_CACHE"]
+    assert outcome.code == 0, outcome.out
+    assert outcome.cell("qwen2.5-0.5b-F16")["artifact"]["origin"] == "source"
+    assert outcome.cell("qwen2.5-0.5b-Q8_0")["artifact"]["origin"] == "quantized"
+
+
+def test_candidates_without_a_source_run_as_far_as_they_go(seed, tmp_path, gate):
+    folder = tmp_path / "release"
+    folder.mkdir()
+    small = min((seed.cache / "objects").rglob("*.gguf"), key=lambda path: path.stat().st_size)
+    os.link(small, folder / "qwen2.5-0.5b-instruct-q4_0.gguf")
+    os.link(small, folder / "readme-q9_9.gguf")
+    args = ("--ondevice-offline", f"--ondevice-artifacts={folder}")
+    command = [
+        part
+        for part in gate.command(*args, models="qwen2.5-0.5b")
+        if not part.startswith("--ondevice-methods")
+    ]
+    os.environ["HF_HUB_CACHE"] = str(tmp_path / "hub")
+    gate.command = lambda *_, **__: command
+    try:
+        outcome = gate.run()
+    finally:
+        del os.environ["HF_HUB_CACHE"]
+    assert outcome.code == 0, outcome.out
+    assert "files that match no cell: readme-q9_9.gguf" in outcome.out
+    assert "left out, neither file nor source: qwen2.5-0.5b-F16, qwen2.5-0.5b-Q2_K" in outcome.out
+    verdicts = outcome.verdicts("qwen2.5-0.5b-Q4_0")
+    assert verdicts["artifact.loads"] == "pass"
+    assert verdicts["fidelity.finite"] == "unsupported"
+    assert verdicts["efficiency.quantize"] == "unsupported"
+    assert "requires a reference" in outcome.out

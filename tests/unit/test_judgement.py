@@ -1,0 +1,440 @@
+"""From a measurement and a bound to a verdict, and to the words that a person reads."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_ondevice.judgement import explain, judge, limits, show, show_bound
+from pytest_ondevice.model.bound import Bound, Source
+from pytest_ondevice.model.measurement import Measurement
+from pytest_ondevice.model.quantity import QUANTITIES
+from pytest_ondevice.model.verdict import Verdict
+
+PASS, FAIL = Verdict.PASS, Verdict.FAIL
+INCONCLUSIVE, INVALID = Verdict.INCONCLUSIVE, Verdict.INVALID
+
+lawful = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+figures = st.floats(1e-4, 1e3)
+windows = st.lists(figures, min_size=2, max_size=12)
+
+
+def plain(value, unit="", **fields):
+    return Measurement(quantity="mine", value=value, unit=unit, **fields)
+
+
+def over_windows(values, *, quantity="mean_kld", unit="nats", ids=None):
+    """A measurement whose samples are ``values``, of windows w:0, w:1 and so on."""
+    values = [float(value) for value in values]
+    return Measurement(
+        quantity=quantity,
+        value=float(np.mean(values)),
+        unit=unit,
+        n=len(values),
+        samples=tuple(values),
+        sample_ids=tuple(ids or (f"w:{i}" for i in range(len(values)))),
+    )
+
+
+def baseline(values, *, ids=None, **tolerance):
+    stored = over_windows(values, ids=ids)
+    return Bound(
+        source=Source.BASELINE,
+        center=stored.value,
+        sample_ids=stored.sample_ids,
+        samples=stored.samples,
+        **tolerance,
+    )
+
+
+def budget(**ends):
+    return Bound(source=Source.BUDGET, **ends)
+
+
+def noisy(n, mean, noise, seed=7):
+    """Windows around a mean, and the same windows again with noise of mean 0."""
+    rng = np.random.default_rng(seed)
+    then = mean * rng.uniform(0.7, 1.3, n)
+    wobble = rng.standard_normal(n)
+    wobble -= (wobble * then).sum() / then.sum()
+    return then, then * (1 + noise * wobble)
+
+
+# Plain ends
+
+BEYOND = 1e-9
+
+
+@pytest.mark.parametrize(
+    ("bound", "inside", "above", "below"),
+    [
+        (budget(upper=2.0), [2.0, -1e9, 0.0], [2 + BEYOND, 1e9], []),
+        (budget(lower=2.0), [2.0, 1e9], [], [2 - BEYOND, -1e9]),
+        (budget(upper=2.0, lower=-1.0), [2.0, -1.0, 0.0], [2 + BEYOND], [-1 - BEYOND]),
+        (budget(upper=0.0), [0.0, -0.0], [5e-324], []),
+        (budget(), [0.0, 1e300, -1e300], [], []),
+        (budget(center=10.0), [10.0, -1e9], [10 + BEYOND], []),
+        (budget(center=10.0, relative=0.1), [11.0, 0.0], [11 + BEYOND], []),
+        (budget(center=10.0, absolute=2.0), [12.0, 0.0], [12 + BEYOND], []),
+        # The larger of the two tolerances, not their sum.
+        (budget(center=10.0, relative=0.1, absolute=2.0), [12.0], [12.5], []),
+        (budget(center=10.0, relative=0.3, absolute=2.0), [13.0], [13.5], []),
+        (budget(center=-10.0, relative=0.1), [-9.0, -20.0], [-9 + BEYOND], []),
+        (budget(center=10.0, relative=0.1, lower=5.0), [5.0, 11.0], [11.5], [4.9]),
+        (budget(center=10.0, relative=0.1, higher_is_better=True), [9.0, 1e9], [], [9 - BEYOND]),
+        (budget(center=10.0, absolute=2.0, higher_is_better=True), [8.0, 1e9], [], [8 - BEYOND]),
+        (
+            budget(center=10.0, relative=0.1, upper=20.0, higher_is_better=True),
+            [9.0, 20.0],
+            [20 + BEYOND],
+            [8.9],
+        ),
+    ],
+)
+def test_ends_are_inclusive(bound, inside, above, below):
+    for value in inside:
+        judgement = judge(plain(value), bound)
+        assert (judgement.verdict, judgement.reason) == (PASS, "within the bound"), value
+    for values, side in ((above, "above"), (below, "below")):
+        for value in values:
+            judgement = judge(plain(value), bound)
+            assert judgement.verdict is FAIL, value
+            assert judgement.reason == f"{show(value, '')} is {side} the bound"
+
+
+def test_limits_of_a_center():
+    assert limits(budget(upper=3.0, lower=1.0)) == (1.0, 3.0)
+    assert limits(budget(center=8.0, relative=0.25)) == (None, 10.0)
+    assert limits(budget(center=-8.0, relative=0.25, higher_is_better=True)) == (-10.0, None)
+
+
+# What has no verdict by its value
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "bound",
+    [
+        budget(upper=1.0),
+        budget(lower=1.0),
+        budget(),
+        budget(center=1.0, relative=0.5),
+        baseline([1.0, 2.0, 3.0], relative=0.5),
+    ],
+)
+def test_what_is_not_finite_fails(value, bound):
+    judgement = judge(plain(value), bound)
+    assert judgement.verdict is FAIL
+    assert judgement.reason == "it is not finite"
+
+
+@pytest.mark.parametrize("ends", [{"upper": math.nan}, {"lower": math.nan}, {"center": math.nan}])
+def test_a_bound_that_is_no_number_passes_nothing(ends):
+    # Whether it is refused or not passed is all the same; a gate that is always open is not.
+    with contextlib.suppress(ValueError):
+        assert judge(plain(1.0), budget(**ends)).verdict is not PASS
+
+
+@pytest.mark.parametrize("value", [0.5, 1.5])
+def test_a_disturbed_measurement_is_invalid_whatever_its_value(value):
+    measured = plain(value, disturbed=("60 major page faults", "5% stolen"))
+    judgement = judge(measured, budget(upper=1.0))
+    assert judgement.verdict is INVALID
+    assert judgement.reason == "the measurement was disturbed: 60 major page faults; 5% stolen"
+
+
+# Paired by window
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("higher", [False, True], ids=["lower is better", "higher is better"])
+@pytest.mark.parametrize("tolerance", [{"relative": 0.05}, {"absolute": 0.01}, {}])
+def test_identical_windows_pass(n, higher, tolerance):
+    # However much the windows differ among themselves: nothing changed, so nothing is uncertain.
+    values = [0.01 * 2**i for i in range(n)]
+    bound = baseline(values, higher_is_better=higher, **tolerance)
+    judgement = judge(over_windows(values), bound)
+    assert judgement.verdict is PASS, judgement.reason
+
+
+@lawful
+@given(windows, st.randoms(use_true_random=False), st.booleans())
+def test_identical_windows_pass_in_any_order(values, random, higher):
+    ids = [f"w:{i}" for i in range(len(values))]
+    mixed = list(range(len(values)))
+    random.shuffle(mixed)
+    measured = over_windows([values[i] for i in mixed], ids=[ids[i] for i in mixed])
+    bound = baseline(values, ids=ids, relative=0.05, higher_is_better=higher)
+    assert judge(measured, bound).verdict is PASS
+
+
+def test_windows_are_paired_by_their_ids():
+    # In the order of the file the change would be noise; by id it is 14 % in every window.
+    then = np.array([0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08])
+    ids = [f"text:{i}" for i in range(8)]
+    bound = baseline(then, ids=ids, relative=0.05)
+    backwards = over_windows((then * 1.14)[::-1], ids=ids[::-1])
+    judgement = judge(backwards, bound)
+    assert judgement.verdict is FAIL
+    assert judgement.reason == (
+        "+14.0% ± 0.0% against the baseline, paired over 8 windows: beyond the tolerance"
+    )
+    crossed = over_windows((then * 1.14)[::-1], ids=ids)
+    assert judge(crossed, bound).verdict is INCONCLUSIVE
+
+
+def test_only_common_windows_count():
+    ids = [f"w:{i}" for i in range(8)]
+    then = np.linspace(0.05, 0.06, 8)
+    bound = baseline(then, ids=ids, relative=0.05)
+    # Windows that the baseline lacks are ten times as bad, which says nothing.
+    measured = over_windows(
+        [*then[:4], 0.5, 0.5, 0.5, 0.5], ids=[*ids[:4], "x:0", "x:1", "x:2", "x:3"]
+    )
+    judgement = judge(measured, bound)
+    assert judgement.verdict is PASS
+    assert "paired over 4 windows" in judgement.reason
+
+
+@pytest.mark.parametrize("common", [0, 1])
+def test_without_pairs_the_value_is_held_against_the_ends(common):
+    ids = [f"w:{i}" for i in range(4)]
+    bound = baseline([1.0, 1.1, 0.9, 1.0], ids=ids, relative=0.05)
+    others = [*ids[:common], *(f"x:{i}" for i in range(4 - common))]
+    assert judge(over_windows([1.05] * 4, ids=others), bound).reason == "within the bound"
+    failed = judge(over_windows([1.06] * 4, ids=others), bound)
+    assert (failed.verdict, failed.reason) == (FAIL, "1.06 nats is above the bound")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_clear_loss_fails_and_a_small_one_passes(seed):
+    then, now = noisy(16, 0.05, 0.02, seed)
+    bound = baseline(then, relative=0.05)
+    assert judge(over_windows(now * 1.14), bound).verdict is FAIL
+    assert judge(over_windows(now), bound).verdict is PASS
+    assert judge(over_windows(now * 0.86), bound).verdict is PASS
+
+
+def test_a_loss_is_told_with_its_error():
+    then, now = noisy(16, 0.05, 0.02)
+    judgement = judge(over_windows(now * 1.14), baseline(then, relative=0.05))
+    assert judgement.reason == (
+        "+14.0% ± 0.5% against the baseline, paired over 16 windows: beyond the tolerance"
+    )
+
+
+@pytest.mark.parametrize("change", [1.14, 1.0, 0.99])
+def test_a_noisy_comparison_is_inconclusive(change):
+    then, now = noisy(8, 0.05, 0.5)
+    judgement = judge(over_windows(now * change), baseline(then, relative=0.05))
+    assert judgement.verdict is INCONCLUSIVE
+    assert judgement.reason.endswith(
+        " against the baseline, paired over 8 windows: too uncertain to tell it from the tolerance"
+    )
+
+
+@lawful
+@given(st.lists(st.tuples(figures, figures), min_size=2, max_size=12), st.booleans())
+def test_an_improvement_never_fails(pairs, higher):
+    now, then = (list(side) for side in zip(*pairs, strict=True))
+    worse = math.fsum(now) > math.fsum(then)
+    if higher:
+        worse = math.fsum(now) < math.fsum(then)
+    if worse:
+        now, then = then, now
+    bound = baseline(then, relative=0.05, higher_is_better=higher)
+    assert judge(over_windows(now), bound).verdict is not FAIL
+
+
+@lawful
+@given(windows, st.floats(0.01, 0.99), st.booleans())
+def test_better_in_every_window_by_the_same_share_never_fails(then, share, higher):
+    factor = 1 + share if higher else 1 - share
+    bound = baseline(then, absolute=0.001, higher_is_better=higher)
+    assert judge(over_windows([x * factor for x in then]), bound).verdict is not FAIL
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"), [(0.0, PASS), (0.15, PASS), (0.2, PASS), (0.22, FAIL), (-1.0, PASS)]
+)
+def test_the_larger_tolerance_rules_not_the_sum(shift, verdict):
+    # 5 % of 1 is less than 0.2; both together would be 0.25.
+    then = np.full(8, 1.0)
+    bound = baseline(then, relative=0.05, absolute=0.2)
+    assert judge(over_windows(then + shift), bound).verdict is verdict
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.1, PASS), (1.3, PASS), (1.31, FAIL)])
+def test_a_share_that_is_larger_than_the_absolute_tolerance_rules(factor, verdict):
+    then = np.full(8, 1.0)
+    bound = baseline(then, relative=0.3, absolute=0.2)
+    assert judge(over_windows(then * factor), bound).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict", "start"),
+    [
+        (-0.03, FAIL, "-0.03 ± 0 "),
+        (-0.02, PASS, "-0.02 ± 0 "),
+        (-0.01, PASS, "-0.01 ± 0 "),
+        (0.03, PASS, "+0.03 ± 0 "),
+    ],
+)
+def test_where_more_is_better_less_fails(shift, verdict, start):
+    then = np.array([0.875, 0.75, 0.9375, 0.8125])
+    bound = baseline(then, absolute=0.02, higher_is_better=True)
+    judgement = judge(over_windows(then + shift, quantity="same_top", unit="1"), bound)
+    assert judgement.verdict is verdict
+    assert judgement.reason.startswith(start) or judgement.reason.startswith(
+        start.replace("± 0 ", "± ")
+    )
+
+
+def test_where_more_is_better_a_share_is_told_in_the_direction_it_went():
+    then = np.array([0.9, 0.8, 0.7, 0.85])
+    bound = baseline(then, relative=0.05, higher_is_better=True)
+    less = judge(over_windows(then * 0.9), bound)
+    assert (less.verdict, less.reason[:13]) == (FAIL, "-10.0% ± 0.0%")
+    more = judge(over_windows(then * 1.1), bound)
+    assert more.reason[:13] == "+10.0% ± 0.0%"
+
+
+def test_a_negative_figure_that_falls_is_told_as_a_fall():
+    # A ratio's logarithm below 0 that goes on falling is an improvement: no plus sign.
+    then = np.array([-0.3, -0.31, -0.29, -0.3])
+    bound = baseline(then, relative=0.1, absolute=0.02)
+    judgement = judge(over_windows(then * 2), bound)
+    assert judgement.verdict is PASS
+    assert judgement.reason.startswith("-100.0% ")
+
+
+def test_a_baseline_of_zero_is_compared_by_differences():
+    bound = baseline([0.0, 0.0, 0.0], relative=0.05, absolute=0.02)
+    judgement = judge(over_windows([0.01, 0.01, 0.01]), bound)
+    assert judgement.verdict is PASS
+    assert judgement.reason.startswith("+0.01 ± 0 ")
+    assert judge(over_windows([0.03, 0.03, 0.03]), bound).verdict is FAIL
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "B", "not finite"),
+        (None, "", "not finite"),
+        (2**20, "B", "1.00 MiB"),
+        (152_043_520, "B", "145.00 MiB"),
+        (1, "B", "0.00 MiB"),
+        (0.95234567, "1", "0.9523"),
+        (0.95234567, "", "0.9523"),
+        (0.0, "1", "0"),
+        (123456.0, "1", "1.235e+05"),
+        (0.087123, "nats", "0.08712 nats"),
+        (5.1438, "bits/weight", "5.144 bits/weight"),
+        (41.27, "tokens/s", "41.27 tokens/s"),
+        (-0.01, "s", "-0.01 s"),
+    ],
+)
+def test_show(value, unit, text):
+    assert show(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("bound", "unit", "text"),
+    [
+        (budget(), "", "none"),
+        (budget(upper=0.0), "1", "<= 0"),
+        (budget(lower=5.0), "tokens/s", ">= 5 tokens/s"),
+        (budget(lower=1.0, upper=2.5), "s", ">= 1 s and <= 2.5 s"),
+        (budget(upper=1.5 * 2**20), "B", "<= 1.50 MiB"),
+        (budget(center=0.1, relative=0.05), "nats", "<= 0.105 nats (0.1 nats + 5 %)"),
+        (budget(center=0.1, relative=0.0125), "nats", "<= 0.1013 nats (0.1 nats + 1.25 %)"),
+        (
+            budget(center=0.01, relative=0.1, absolute=0.02),
+            "1",
+            "<= 0.03 (0.01 + 0.02)",
+        ),
+        (budget(center=1.0, relative=0.1, absolute=0.02), "1", "<= 1.1 (1 + 10 %)"),
+        (
+            budget(center=0.9, absolute=0.02, higher_is_better=True),
+            "1",
+            ">= 0.88 (0.9 - 0.02)",
+        ),
+        (
+            budget(center=100 * 2**20, absolute=2**20),
+            "B",
+            "<= 101.00 MiB (100.00 MiB + 1.00 MiB)",
+        ),
+        (budget(center=7.0), "", "<= 7 (7 + 0 %)"),
+    ],
+)
+def test_show_bound(bound, unit, text):
+    assert show_bound(bound, unit) == text
+
+
+def test_a_failure_is_explained():
+    then, now = noisy(16, 0.05, 0.02)
+    measured = over_windows(now * 1.14)
+    measured = Measurement(
+        quantity="mean_kld",
+        value=measured.value,
+        unit="nats",
+        n=16,
+        error=0.00234,
+        samples=measured.samples,
+        sample_ids=measured.sample_ids,
+    )
+    bound = Bound(
+        source=Source.BASELINE,
+        detail="baselines/portable/m/Q4_K_M.json, recorded 2026-09-01",
+        center=0.05,
+        relative=0.05,
+        sample_ids=measured.sample_ids,
+        samples=tuple(then),
+    )
+    text = explain(measured, bound, judge(measured, bound), "fidelity.kld m-Q4_K_M")
+    assert text == (
+        "fidelity.kld m-Q4_K_M: fail: +14.0% ± 0.5% against the baseline, paired over 16 windows:"
+        " beyond the tolerance\n"
+        f"  measured  mean_kld {measured.value:.4g} nats ± 0.0023 (n=16)\n"
+        "  bound     <= 0.0525 nats (0.05 nats + 5 %)\n"
+        "  source    baseline: baselines/portable/m/Q4_K_M.json, recorded 2026-09-01\n"
+        "  why       mean Kullback-Leibler divergence of the next-token distribution from the"
+        " reference's\n"
+        "  update    the same command with --ondevice-update=fidelity"
+    )
+
+
+def test_a_failure_of_the_users_own_figure_is_explained():
+    measured = plain(None, unit="s")
+    bound = budget(upper=2.0, detail="this test")
+    assert explain(measured, bound, judge(measured, bound), "t m-Q8_0") == (
+        "t m-Q8_0: fail: it is not finite\n"
+        "  measured  mine not finite\n"
+        "  bound     <= 2 s\n"
+        "  source    budget: this test"
+    )
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_the_way_to_update_is_named_where_there_is_one(name):
+    quantity = QUANTITIES[name]
+    measured = Measurement(quantity=name, value=2.0, unit=quantity.unit)
+    for source in Source:
+        bound = Bound(source=source, upper=1.0)
+        lines = explain(measured, bound, judge(measured, bound), "t").splitlines()
+        assert f"  why       {quantity.why}" in lines
+        update = [line for line in lines if line.startswith("  update")]
+        if source is Source.BASELINE and quantity.kind:
+            assert update == [
+                f"  update    the same command with --ondevice-update={quantity.kind}"
+            ]
+        else:
+            assert update == []
