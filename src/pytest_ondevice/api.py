@@ -58,12 +58,14 @@ class Face:
         __tracebackhide__ = True
         try:
             return work()
-        except StageFailedError as error:
-            self._died(error)
-        except UnsupportedError as error:
-            self._end(Verdict.UNSUPPORTED, f"requires {error}")
-        except OnDeviceError as error:
-            self._end(Verdict.FAIL, str(error))
+        except (StageFailedError, UnsupportedError, OnDeviceError) as error:
+            problem = error
+        # Outside the handler, so that the outcome is not shown as an error while handling one.
+        if isinstance(problem, StageFailedError):
+            self._died(problem)
+        if isinstance(problem, UnsupportedError):
+            self._end(Verdict.UNSUPPORTED, f"requires {problem}")
+        return self._end(Verdict.FAIL, str(problem))
 
     def _died(self, error: StageFailedError) -> NoReturn:
         __tracebackhide__ = True

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .model.measurement import Measurement
+    from .model.measurement import Measurement, ProtocolFields
     from .model.report import CellReport, Report
     from .storage.baselines import Baselines, Entry
 
@@ -65,7 +65,7 @@ class BaselineBound(Face):
         )
 
     def _find(
-        self, kind: str, quantity: str, protocol: Mapping[str, object]
+        self, kind: str, quantity: str, protocol: ProtocolFields
     ) -> tuple[tuple[Entry, str] | None, Path, str]:
         baselines = self._state.baselines
         model, method = self._cell.model.name, self._cell.method
@@ -74,7 +74,7 @@ class BaselineBound(Face):
         if found is None:
             return None, own, f"no baseline of {kind}: neither {self._shown(own)} nor a shipped one"
         section, path = found
-        other = differences(section.protocol, dict(protocol))
+        other = differences(section.protocol, protocol)
         if other:
             return None, path, f"not comparable with {self._shown(path)}: {'; '.join(other)}"
         if quantity not in section.quantities:

@@ -76,16 +76,13 @@ def locked(path: Path, waiting: Callable[[], bool] = lambda: False) -> Iterator[
 @functools.cache
 def runtime() -> Runtime:
     """Describe the installed llama.cpp by the digest of its libraries, without loading them."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
+    if importlib.util.find_spec("llama_cpp") is None:
         return Runtime(name="llama.cpp", version="none", digest="")
-    folder = Path(next(iter(spec.submodule_search_locations)))
     digest = hashlib.sha256()
-    for library in sorted(folder.glob("lib/*")):
-        if library.is_file() and not library.is_symlink():
-            digest.update(library.name.encode())
-            with library.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for library in _libraries():
+        digest.update(library.name.encode())
+        with library.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
@@ -95,6 +92,20 @@ def runtime() -> Runtime:
         version=f"llama-cpp-python {version}",
         digest=digest.hexdigest()[:16],
     )
+
+
+@functools.cache
+def runtime_knows(architecture: str) -> bool:
+    """Whether the runtime's library can know a model architecture.
+
+    Names are strings in the library's read-only data, perhaps as the end of a longer one; a name
+    that is nowhere in it is unknown.
+    Without a library to look into, the answer is left to the runtime.
+    """
+    libraries = [path for path in _libraries() if path.name.startswith("libllama.")]
+    if not libraries:
+        return True
+    return any(architecture.encode() + b"\0" in path.read_bytes() for path in libraries)
 
 
 @functools.cache
@@ -109,6 +120,14 @@ def device() -> Device:
         python=platform.python_version(),
         libc=" ".join(platform.libc_ver()).strip(),
     )
+
+
+def _libraries() -> list[Path]:
+    """List the native libraries of the installed llama-cpp-python, each once."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = spec.submodule_search_locations if spec else None
+    found = {path.resolve() for folder in folders or () for path in Path(folder).glob("lib/*")}
+    return sorted(path for path in found if path.is_file())
 
 
 def available_memory() -> int | None:

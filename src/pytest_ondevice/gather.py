@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from .model.measurement import Measurement
+    from .model.measurement import Measurement, ProtocolFields
     from .model.report import ArtifactFacts
     from .options import Settings
     from .state import State
@@ -47,7 +47,7 @@ class Gatherer:
         self._items: dict[tuple[str, str], CheckResult] = {}
         self._measured: dict[str, dict[str, Measurement]] = {}
         self._artifacts: dict[str, ArtifactFacts] = {}
-        self._protocols: dict[str, dict[str, object]] = {}
+        self._protocols: dict[str, ProtocolFields] = {}
         self._system_info = ""
         self.final: Report | None = None
         self.lines: list[str] = []

@@ -19,7 +19,7 @@ from .devices import available_memory, device, lock_path, locked
 from .errors import MissingError, OnDeviceError, StorageError
 from .matrix import FLOAT_METHODS, runtime_methods
 from .model.ending import Ending, Kind
-from .model.measurement import Measurement, digest_of
+from .model.measurement import Measurement, ProtocolFields, digest_of
 from .model.quant_types import FILE_TYPES
 from .model.quantity import DETERMINISTIC, QUANTITIES, Stage
 from .probe import runner
@@ -167,7 +167,7 @@ class Bench:
 
     def protocols(
         self, cell: Cell, measured: Mapping[str, Measurement]
-    ) -> dict[str, dict[str, object]]:
+    ) -> dict[str, ProtocolFields]:
         """Spell out the protocols of some measurements of a cell, by digest."""
         stages = {QUANTITIES[name].stage for name in measured if name in QUANTITIES}
         spelled = [self.protocol(cell, stage) for stage in sorted(stages - {Stage.QUANTIZE})]
@@ -204,12 +204,12 @@ class Bench:
         if stage not in {Stage.HEADER, Stage.QUANTIZE} and cell.id in self._artifacts:
             self.journal.void(self._key(cell, stage))
 
-    def protocol(self, cell: Cell, stage: Stage) -> dict[str, object]:
+    def protocol(self, cell: Cell, stage: Stage) -> ProtocolFields:
         """Return everything that must be equal for two measurements of a stage to compare.
 
         The number of windows is not part of it: windows are paired by their ids.
         """
-        fields: dict[str, object] = {"stage": str(stage)}
+        fields: ProtocolFields = {"stage": str(stage)}
         if stage in {Stage.HEADER, Stage.FIDELITY, Stage.MEMORY}:
             fields["lineage"] = self.artifact(cell).lineage[:16]
         if stage is Stage.FIDELITY:
@@ -560,8 +560,8 @@ def check_text(settings: Settings) -> None:
         raise MissingError("it is empty")
 
 
-def _fields(plan: msgspec.Struct, without: Sequence[str] = ()) -> dict[str, object]:
-    flat: dict[str, object] = {}
+def _fields(plan: msgspec.Struct, without: Sequence[str] = ()) -> ProtocolFields:
+    flat: ProtocolFields = {}
     for name, value in msgspec.to_builtins(plan).items():
         flat |= value if isinstance(value, dict) else {name: value}
     return {name: value for name, value in flat.items() if name not in without}

@@ -26,6 +26,9 @@ BUDGETS = {"smoke": 16, "release": None}
 
 DEFAULT_TIMEOUT = 300.0
 
+MOST_THREADS = 512
+"""llama.cpp's own limit (GGML_MAX_N_THREADS)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -266,7 +269,9 @@ def parse(config: pytest.Config) -> Settings:
         base = config.rootpath if given[name].origin.startswith("file ") else invocation
         return base / Path(text).expanduser()
 
-    def one(name: str, convert: Callable[[str], float], what: str, least: float) -> float | None:
+    def one(
+        name: str, convert: Callable[[str], float], what: str, least: float, most: float
+    ) -> float | None:
         text = given[name].text
         if text is None:
             return None
@@ -274,13 +279,13 @@ def parse(config: pytest.Config) -> Settings:
             number = convert(text)
         except ValueError:
             number = float("nan")
-        if not number >= least or number == float("inf"):
+        if not least <= number <= most:
             raise given[name].error(f"not {what}")
         return number
 
     runs_suites = bool(given["models"].text and typed(config, "models")) or typed(config, "suites")
-    threads = one("threads", int, "a number of threads from 1", 1)
-    timeout = one("timeout", float, "a number of seconds from 0.1", 0.1)
+    threads = one("threads", int, f"a number of threads from 1 to {MOST_THREADS}", 1, MOST_THREADS)
+    timeout = one("timeout", float, "a number of seconds from 0.1 to a day", 0.1, 86_400)
     return Settings(
         models=names(given["models"]),
         methods=names(given["methods"]) or ("study",),

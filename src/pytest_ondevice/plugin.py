@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,6 +40,8 @@ def pytest_addoption(parser: Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Wake up if any option was given."""
     if options.active(config):
+        if sys.platform != "linux":
+            raise pytest.UsageError("pytest-ondevice measures on Linux only so far")
         from .hooks import wake  # noqa: PLC0415
 
         wake(config)

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .bpw import BpwAccount, account
-from .errors import MissingError, OnDeviceError, StorageError
+from .devices import runtime_knows
+from .errors import BadFileError, MissingError, OnDeviceError
 from .formats.gguf import read_header
 from .matrix import FLOAT_METHODS, REFERENCE, runtime_methods
 from .model.measurement import digest_of
@@ -243,9 +244,15 @@ class Provision:
         if path not in self._files:
             header = read_header(path)
             if header.split is not None:
-                raise StorageError(
-                    f"{path}: part {header.split[0] + 1} of {header.split[1]} of a split model;"
-                    " join the parts with llama-gguf-split --merge"
+                raise BadFileError(
+                    path,
+                    f"part {header.split[0] + 1} of {header.split[1]} of a split model; join the"
+                    " parts with llama-gguf-split --merge",
+                )
+            if not runtime_knows(header.architecture):
+                raise BadFileError(
+                    path,
+                    f"architecture '{header.architecture}' is unknown to {self.runtime.version}",
                 )
             self._files[path] = GgufFile(path, sha256_of(path, self.settings.cache), header)
         return self._files[path]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .checks import Check, Stage
     from .measure import Bench
     from .model.catalog import Cell
-    from .model.measurement import Measurement
+    from .model.measurement import Measurement, ProtocolFields
     from .options import Settings
     from .storage.baselines import Baselines
 
@@ -88,7 +88,7 @@ def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemRep
         )
     results = [msgspec.structs.replace(result, node=item.nodeid) for result in results]
     artifact = None
-    protocols: dict[str, dict[str, object]] = {}
+    protocols: dict[str, ProtocolFields] = {}
     system_info = ""
     if state.bench is not None:
         system_info = state.bench.system_info

@@ -11,6 +11,9 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+ProtocolFields = dict[str, str | int | float | bool | None]
+"""What a protocol consists of, by name."""
+
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One measured quantity of one cell.

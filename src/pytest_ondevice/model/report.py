@@ -6,7 +6,7 @@ import msgspec
 
 from .bound import Bound
 from .device import Device, Runtime
-from .measurement import Measurement
+from .measurement import Measurement, ProtocolFields
 from .verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -89,7 +89,7 @@ class ItemReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     results: tuple[CheckResult, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     artifact: ArtifactFacts | None = None
-    protocols: dict[str, dict[str, object]] = {}
+    protocols: dict[str, ProtocolFields] = {}
     system_info: str = ""
 
 
@@ -131,5 +131,5 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str]
     cells: tuple[CellReport, ...]
     checks: tuple[CheckResult, ...]
-    protocols: dict[str, dict[str, object]]
+    protocols: dict[str, ProtocolFields]
     notes: tuple[str, ...]

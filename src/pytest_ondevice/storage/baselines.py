@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..errors import BadFileError
-from ..model.measurement import digest_of
+from ..model.measurement import ProtocolFields, digest_of
 from .files import write_atomic
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     runtime_digest: str
     cpu: str
     artifact: str
-    protocol: dict[str, object]
+    protocol: ProtocolFields
     quantities: dict[str, Entry]
 
 
@@ -146,7 +146,7 @@ def entry_of(measured: Measurement) -> Entry:
     )
 
 
-def differences(recorded: dict[str, object], ours: dict[str, object]) -> list[str]:
+def differences(recorded: ProtocolFields, ours: ProtocolFields) -> list[str]:
     """Say field by field where two protocols differ; empty if they may be compared."""
     if digest_of(recorded) == digest_of(ours):
         return []

@@ -1,0 +1,154 @@
+"""Every check that ships has a planted fault that turns it red, and a clean case that stays green.
+
+The faults are planted in candidates of the model whose baselines ship; the text, the windows and
+the bounds are those that every user has.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import mutants
+import pytest
+
+SUITES = Path(__file__).parents[2] / "suites"
+FILE_TYPES = {"Q5_0": 8, "Q5_K_M": 17}
+
+# Cell's method -> the checks that its planted fault must fail; an empty set is the clean case.
+CANDIDATES: dict[str, set[str]] = {
+    "Q4_K_M": {"fidelity.kld"},
+    "Q5_0": {"artifact.quantized"},
+    "Q4_1": {"artifact.file_type"},
+    "Q4_0": {"artifact.loads"},
+    "Q5_K_M": {"artifact.effective_bpw", "artifact.file_size", "resources.peak_memory"},
+    "Q8_0": {"fidelity.ppl_ratio", "fidelity.same_top", "fidelity.kld"},
+    "Q6_K": {"fidelity.finite"},
+    "Q2_K": set(),
+}
+REFERENCE = {"fidelity.reference"}
+
+# Caught by other tests of this folder, which kill or change what the check depends on.
+ELSEWHERE = {
+    "resources.speed": "test_endings.py::test_a_stage_dies[segv]",
+    "efficiency.quantize": "test_mutants.py::test_quantizing_that_takes_too_much_memory",
+}
+
+
+def make(gate, method: str, to: Path) -> Path:
+    """Copy a well-made artifact out of the store."""
+    for recipe in (gate.cache / "recipes").glob("*.json"):
+        made = json.loads(recipe.read_text())
+        if made["method"] == method:
+            digest = made["sha256"]
+            shutil.copyfile(gate.cache / "objects" / digest[:2] / f"{digest}.gguf", to)
+            return to
+    raise LookupError(method)
+
+
+@pytest.fixture(scope="module")
+def release(seed, tmp_path_factory) -> Path:
+    """A folder of candidates: seven damaged in one way each, one as it should be."""
+    methods = "Q2_K,Q4_0,Q4_K_M,Q6_K,Q8_0"
+    outcome = seed.run("-q", "-k", "artifact and not loads", methods=methods)
+    assert outcome.code == 0, outcome.out
+    folder = tmp_path_factory.mktemp("release")
+    made = {
+        name: make(seed, origin, folder / f"smollm2-135m-{name}.gguf")
+        for name, origin in {
+            "Q4_K_M": "Q4_K_M",
+            "Q5_0": "F16",
+            "Q4_1": "Q4_0",
+            "Q4_0": "Q4_0",
+            "Q5_K_M": "Q8_0",
+            "Q8_0": "Q8_0",
+            "Q6_K": "Q6_K",
+            "Q2_K": "Q2_K",
+        }.items()
+    }
+    mutants.scale(made["Q4_K_M"], "blk.10.ffn_down.weight", 1.1)
+    mutants.declare(made["Q5_0"], FILE_TYPES["Q5_0"])
+    mutants.poison(made["Q4_0"], "blk.3.attn_q.weight")
+    mutants.declare(made["Q5_K_M"], FILE_TYPES["Q5_K_M"])
+    for layer in range(4, 12):
+        mutants.scale(made["Q8_0"], f"blk.{layer}.ffn_down.weight", 1.25)
+    # Finite in the file, infinite in the arithmetic.
+    mutants.scale(made["Q6_K"], "blk.5.attn_norm.weight", 1e38)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(seed, release):
+    command = seed.command(
+        "-q",
+        "-k",
+        "not speed",
+        f"--ondevice-artifacts={release}",
+        methods=",".join(CANDIDATES),
+    )
+    shipped = [part for part in command if not part.startswith("--ondevice-text")]
+    seed.command = lambda *_, **__: shipped
+    try:
+        return seed.run()
+    finally:
+        del seed.command
+
+
+@pytest.mark.parametrize("method", CANDIDATES)
+def test_a_planted_fault_is_caught(judged, method):
+    verdicts = judged.verdicts(f"smollm2-135m-{method}")
+    failed = {name for name, verdict in verdicts.items() if verdict == "fail"}
+    assert CANDIDATES[method] <= failed, judged.out
+    if not CANDIDATES[method]:
+        assert failed == set()
+        assert "pass" in {verdicts["fidelity.kld"], verdicts["artifact.loads"]}
+
+
+def test_the_reference_is_checked_too(seed, gate, tmp_path):
+    folder = tmp_path / "release"
+    folder.mkdir()
+    path = make(seed, "F16", folder / "smollm2-135m-F16.gguf")
+    mutants.scale(path, "token_embd.weight", 1.2)
+    command = gate.command("-q", "-k", "reference and F16", f"--ondevice-artifacts={folder}")
+    shipped = [part for part in command if not part.startswith("--ondevice-text")]
+    gate.command = lambda *_, **__: shipped
+    outcome = gate.run()
+    assert outcome.verdicts() == {"fidelity.reference smollm2-135m-F16": "fail"}
+
+
+def test_quantizing_that_takes_too_much_memory(gate):
+    gate.plant(
+        """
+        import pytest_ondevice.probe.engines.llama_cpp as engine
+        original = engine.quantize
+        def quantize(*args):
+            ballast = b"x" * 900_000_000
+            original(*args)
+            del ballast
+        engine.quantize = quantize
+        """
+    )
+    outcome = gate.run("-q", "-k", "quantize and Q4_1", methods="Q4_1")
+    assert outcome.verdicts() == {"efficiency.quantize smollm2-135m-Q4_1": "fail"}
+    assert "quantize_peak_memory" in outcome.out
+
+
+def test_a_failure_names_bound_source_and_update(judged):
+    assert "fidelity.kld smollm2-135m-Q4_K_M: fail: +" in judged.out
+    assert "source    baseline: shipped:portable/smollm2-135m/Q4_K_M.json" in judged.out
+    assert "update    the same command with --ondevice-update=fidelity" in judged.out
+
+
+def test_every_check_has_a_mutant():
+    checks = {
+        decorator.args[0].value
+        for path in SUITES.glob("*/test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        for decorator in node.decorator_list
+        if isinstance(decorator, ast.Call) and decorator.func.id == "check"
+    }
+    caught = REFERENCE.union(ELSEWHERE, *CANDIDATES.values())
+    assert checks == caught
