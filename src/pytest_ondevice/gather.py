@@ -15,7 +15,7 @@ from .errors import OnDeviceError
 from .model.report import SCHEMA_VERSION, CellReport, CheckResult, ItemReport, Report
 from .model.verdict import Verdict
 from .state import PROPERTY
-from .storage.files import write_atomic
+from .storage.files import why_unwritable, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +142,7 @@ class Gatherer:
             if problem:
                 raise value.error(problem) if value.text else OnDeviceError(f"{target}: {problem}")
         if settings.update:
-            problem = _unwritable(settings.baselines / "x")
+            problem = why_unwritable(settings.baselines)
             if problem:
                 raise OnDeviceError(
                     f"{settings.baselines}: {problem}; choose another folder with"
@@ -187,14 +187,9 @@ def _unwritable(path: Path) -> str:
     """Say why a file cannot be written, or why it must not be replaced; empty if it can."""
     if path.is_dir():
         return "it is a folder"
-    there = path.parent
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        return f"{there} is not a folder"
-    if not os.access(there, os.W_OK):
-        return "cannot write there: permission denied"
-    if path.exists() and path.suffix == ".json" and path.name != "x":
+    if problem := why_unwritable(path.parent):
+        return problem
+    if path.exists():
         try:
             content = path.read_bytes()
             if content.strip():

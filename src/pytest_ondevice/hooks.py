@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from .provision import Provision
 from .render import terminal
 from .state import ITEM, PROPERTY, STATE, ItemState, State, cell_of, declared, report_item
 from .storage.baselines import Baselines
+from .storage.files import why_unwritable
 from .storage.journal import Journal, Run
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ class OnDevicePlugin:
         settings = self.state.settings
         if self.worker or session.config.option.collectonly or not settings.models:
             return
-        distributed = bool(session.config.getoption("numprocesses", None))
         if settings.runs_suites:
             self._resolve()
-        if distributed:
+            self._open_run()
+        if session.config.getoption("numprocesses", None):
             self._open_run()
             self.stop_tail = tail_progress(self.config, self._progress_file())
 
@@ -337,17 +337,11 @@ def _check_run(config: pytest.Config, settings: Settings) -> None:
     except OnDeviceError as error:
         raise settings.given["text"].error(str(error)) from error
     Gatherer.check_target(settings, config.invocation_params.dir)
-    if not os.access(_existing(settings.cache), os.W_OK):
+    if problem := why_unwritable(settings.cache):
         raise OnDeviceError(
-            f"{settings.cache}: the cache folder cannot be written; choose another with"
+            f"{settings.cache}: the cache folder cannot be used: {problem}; choose another with"
             " --ondevice-cache=DIR"
         )
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _replace_args(config: pytest.Config, settings: Settings) -> None:

@@ -23,11 +23,11 @@ def scale(path: Path, tensor: str, factor: float) -> None:
     """Multiply every block scale of one tensor, in place."""
     header, info = _find(path, tensor)
     kind = by_name(info.type)
-    weights = np.memmap(
-        path, np.float16, "r+", header.data_offset + info.offset, (info.n_bytes // 2,)
-    )
+    dtype = np.float32 if info.type == "F32" else np.float16
+    place = header.data_offset + info.offset
+    weights = np.memmap(path, dtype, "r+", place, (info.n_bytes // np.dtype(dtype).itemsize,))
     if kind.is_float:
-        weights *= np.float16(factor)
+        weights *= dtype(factor)
         return
     blocks = weights.reshape(-1, kind.type_size // 2)
     for place in SCALES[info.type]:

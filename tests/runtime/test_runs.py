@@ -13,17 +13,7 @@ import pytest
 
 CELL = "smollm2-135m-Q4_0"
 
-TRACE = """
-import pytest_ondevice.probe.{0} as {0}
-def trace(name, original):
-    def measure(engine, path, plan, tick):
-        start = time.time()
-        made = original(engine, path, plan, tick)
-        journal(f"{{name}} {{os.path.getsize(path)}} {{start}} {{time.time()}}")
-        return made
-    return measure
-"""
-
+# Disturbances are left out: a busy machine would have speed measured once more.
 TRACED = """
 import pytest_ondevice.probe.memory as memory
 import pytest_ondevice.probe.speed as speed
@@ -36,6 +26,7 @@ def trace(name, original):
         journal(f"{name}-{size} {start} {time.time()}")
         return made
     return measure
+speed.disturbances = lambda *_: []
 for module, name in ((memory, "memory"), (speed, "speed"), (fidelity, "fidelity")):
     module.measure = trace(name, module.measure)
 """
@@ -63,6 +54,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(gate, how):
     process = gate.start("-q")
     # The reference's speed is known; its fidelity is being measured now.
     wait_for(gate, "speed-large")
+    # A killed session can keep only what it has read; it reads twenty times a second.
+    time.sleep(0.5)
     process.send_signal(how)
     first = gate.finish(process)
     assert first.code == (2 if how is signal.SIGINT else -signal.SIGKILL)
@@ -73,23 +66,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(gate, how):
         # The worker dies with its host, and the device's lock with the worker.
         time.sleep(1)
         assert not orphans()
-    outcome = gate.run("-q")
+    outcome = gate.run()
     assert outcome.code == 0, outcome.out
-    assert "resuming the interrupted run" in gate_header(gate, outcome)
+    assert "resuming the interrupted run" in outcome.out
     assert outcome.report["complete"] is True
     assert stages(gate) == ALL
     # A third run is a new one: speed and memory are measured anew, fidelity is not.
-    gate.run("-q")
+    assert "resuming" not in gate.run().out
     assert stages(gate) == sorted([*ALL, *(name for name in ALL if "fidelity" not in name)])
-
-
-def gate_header(gate, outcome) -> str:
-    # -q hides the header; the run file says the same.
-    return outcome.out + "resuming the interrupted run" if _resumed(gate) else outcome.out
-
-
-def _resumed(gate) -> bool:
-    return len(list((gate.cache / "runs").glob("*.json"))) == 1
 
 
 def orphans() -> list[str]:
@@ -123,9 +107,9 @@ def test_two_test_workers_never_measure_at_once_and_agree(gate, seed):
 
 def test_plain_load_distribution_is_exclusive_too(gate):
     gate.plant(TRACED)
-    outcome = gate.run("-q", "-n", "2", "--dist", "worksteal")
+    outcome = gate.run("-q", "-n", "2", "--dist", "worksteal", "-k", "resources")
     assert outcome.code == 0, outcome.out
-    assert stages(gate) == ALL
+    assert stages(gate) == [name for name in ALL if "fidelity" not in name]
     spans = sorted(tuple(map(float, line.split()[1:])) for line in gate.planted())
     for (_, end), (start, _) in itertools.pairwise(spans):
         assert start >= end
@@ -135,8 +119,9 @@ def test_two_sessions_at_once_share_artifacts_and_exclude_each_other(gate):
     gate.plant(TRACED)
     (gate.folder / "a").mkdir()
     (gate.folder / "b").mkdir()
-    first = gate.start("-q", "--ondevice-report=a/report.json", methods="Q4_1")
-    second = gate.start("-q", "--ondevice-report=b/report.json", methods="Q4_1")
+    chosen = ("-q", "-k", "Q5_1 and not speed")
+    first = gate.start(*chosen, "--ondevice-report=a/report.json", methods="Q5_1")
+    second = gate.start(*chosen, "--ondevice-report=b/report.json", methods="Q5_1")
     assert gate.finish(first).code == 0
     assert gate.finish(second).code == 0
     spans = sorted(tuple(map(float, line.split()[1:])) for line in gate.planted())
@@ -160,7 +145,7 @@ def test_a_users_own_tests(warm):
         '''
 def test_answers(ondevice_model):
     """Runs once per cell."""
-    assert "Paris" in ondevice_model.generate("The capital of France is", max_tokens=4).text
+    assert "10" in ondevice_model.generate("2, 4, 6, 8,", max_tokens=4).text
 
 
 def test_logits(ondevice_model, ondevice_cell):
@@ -234,4 +219,5 @@ def test_candidates_without_a_source_run_as_far_as_they_go(seed, tmp_path, gate)
     assert verdicts["artifact.loads"] == "pass"
     assert verdicts["fidelity.finite"] == "unsupported"
     assert verdicts["efficiency.quantize"] == "unsupported"
-    assert "requires a reference" in outcome.out
+    told = [check["message"] for check in outcome.report["checks"]]
+    assert any("requires a reference" in message for message in told)

@@ -40,6 +40,20 @@ def store(tmp_path):
     return ArtifactStore(tmp_path / "cache")
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """Count how often a file is really digested."""
+    calls = []
+    real = hashlib.file_digest
+
+    def digest(file, name):
+        calls.append(file.name)
+        return real(file, name)
+
+    monkeypatch.setattr(files.hashlib, "file_digest", digest)
+    return calls
+
+
 def write_model(path, fill=0):
     """Write a small model; ``fill`` makes others of the same size."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -150,6 +164,14 @@ def test_a_shortened_object_is_none(store, warm):
     assert store.find("key") is None
 
 
+def test_a_short_object_is_not_even_read(store, counted):
+    path, _ = add(store)
+    counted.clear()
+    os.truncate(path, path.stat().st_size - 1)
+    assert store.find("key") is None
+    assert counted == []
+
+
 @pytest.mark.parametrize("warm", [True, False], ids=["remembered", "not remembered"])
 def test_an_altered_object_of_the_same_length_is_none(store, warm):
     path, _ = add(store)
@@ -222,20 +244,6 @@ def test_locks_lie_beside_and_are_one_per_recipe(store):
 # Remembered digests
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Count how often a file is really digested."""
-    calls = []
-    real = hashlib.file_digest
-
-    def digest(file, name):
-        calls.append(file.name)
-        return real(file, name)
-
-    monkeypatch.setattr(files.hashlib, "file_digest", digest)
-    return calls
-
-
 def test_a_digest_is_computed_once(tmp_path, counted):
     path = tmp_path / "file"
     path.write_bytes(b"abc")
@@ -273,14 +281,15 @@ def test_a_changed_file_is_digested_again(tmp_path, change):
     assert sha256_of(path, cache) == hashlib.sha256(content).hexdigest()
 
 
-def test_files_of_the_same_name_have_their_own_digests(tmp_path):
-    for folder, content in (("a", b"1"), ("b", b"2")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "file").write_bytes(content)
-        os.utime(tmp_path / folder / "file", (0, 0))
-    for folder, content in (("a", b"1"), ("b", b"2")):
-        found = sha256_of(tmp_path / folder / "file", tmp_path / "cache")
-        assert found == hashlib.sha256(content).hexdigest()
+def test_files_of_the_same_name_have_their_own_digests(tmp_path, counted):
+    paths = {content: tmp_path / content.hex() / "file" for content in (b"1", b"2")}
+    for content, path in paths.items():
+        path.parent.mkdir()
+        path.write_bytes(content)
+    for _ in range(3):
+        for content, path in paths.items():
+            assert sha256_of(path, tmp_path / "cache") == hashlib.sha256(content).hexdigest()
+    assert len(counted) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"size":3}', b'{"sha256":"\xff"}'])
@@ -455,4 +464,4 @@ def test_a_full_disk_keeps_no_recipe(small_disk):
     assert store.find("second") is None
     assert store.find("first") == kept
     filling.unlink()
-    assert store.add("second", part, RECIPE) == store.find("second")
+    assert add(store, "second", fill=1) == store.find("second")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -10,7 +11,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -45,8 +45,8 @@ def lasting():
     child = os.fork()
     if child:
         return child
-    while True:
-        time.sleep(60)
+    time.sleep(60)
+    os._exit(0)
 
 """
 READING = "request = json.loads(sys.stdin.buffer.read())\n"
@@ -54,9 +54,6 @@ READING = "request = json.loads(sys.stdin.buffer.read())\n"
 
 class Started:
     """Stands for ``subprocess`` in the runner: starts a script in place of the worker."""
-
-    PIPE = subprocess.PIPE
-    TimeoutExpired = subprocess.TimeoutExpired
 
     def __init__(self):
         self.script = ""
@@ -69,6 +66,9 @@ class Started:
         self.processes.append(subprocess.Popen(argv, **options))
         return self.processes[-1]
 
+    def __getattr__(self, name):
+        return getattr(subprocess, name)
+
 
 @pytest.fixture
 def started(monkeypatch):
@@ -80,6 +80,9 @@ def started(monkeypatch):
         if process.poll() is None:
             process.kill()
             process.wait()
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 @pytest.fixture
@@ -109,7 +112,7 @@ def alive(pid):
     return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] != "Z"
 
 
-def gone(pid, seconds=5.0):
+def gone(pid, seconds=3.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not alive(pid):
@@ -211,6 +214,10 @@ say("end")
     assert result.payloads == {"speed": {"decode": [1.0]}}
 
 
+REINSTALL = (
+    "llama-cpp-python was compiled for another CPU; reinstall it here with"
+    " `pip install --force-reinstall --no-cache-dir llama-cpp-python`"
+)
 SIGNALS = {
     "SIGSEGV": (Kind.CRASH, "SIGSEGV in stage memory: segmentation fault in native code", ""),
     "SIGBUS": (
@@ -221,8 +228,7 @@ SIGNALS = {
     "SIGILL": (
         Kind.CRASH,
         "SIGILL in stage memory: illegal instruction",
-        "llama-cpp-python was compiled for another CPU; reinstall it here with"
-        " `pip install --force-reinstall --no-cache-dir llama-cpp-python`",
+        REINSTALL,
     ),
     "SIGABRT": (
         Kind.CRASH,
@@ -355,12 +361,15 @@ def test_a_hang_at_teardown_harms_nobody(run):
     assert result.payloads == {"memory": {"peak": 1}}
 
 
-def test_a_worker_that_never_reads_its_request(run):
+def test_a_worker_that_never_reads_its_request(run, started):
     # More than a pipe holds, so that writing it meets its closed end.
     job = ModelJob(artifact="m", call="tokenize", text="x" * 300_000)
     for script in ("os._exit(0)", "os._exit(4)"):
         ending = only_ending(run(script, job=job, reading=False), "start")
         assert ending.kind is Kind.NO_RESULT
+        # Nothing is left open for the garbage collector to complain of in somebody's test.
+        stdin = started.processes[-1].stdin
+        assert stdin is None or stdin.closed
 
 
 def test_a_worker_that_hangs_before_it_reads_is_a_timeout(run, started):
@@ -371,7 +380,7 @@ def test_a_worker_that_hangs_before_it_reads_is_a_timeout(run, started):
         for process in started.processes:
             process.kill()
 
-    timer = threading.Timer(10, rescue)
+    timer = threading.Timer(5, rescue)
     timer.start()
     try:
         result = run("time.sleep(60)", job=job, reading=False, timeout=0.5)
@@ -589,7 +598,7 @@ def test_no_secrets_are_passed_on(run, monkeypatch):
 
 def test_descriptors_are_kept_open_only_on_request(run, tmp_path):
     with (tmp_path / "lock").open("w") as file, (tmp_path / "other").open("w") as other:
-        os.set_inheritable(other.fileno(), True)  # noqa: FBT003
+        os.set_inheritable(other.fileno(), True)
         result = run(
             """
 def open_files():
@@ -607,7 +616,6 @@ done("open", **open_files()); say("end")
         seen = result.payloads["open"]
         assert seen[str(file.fileno())] == str(tmp_path / "lock")
         assert str(tmp_path / "other") not in seen.values()
-    assert set(seen) - {str(file_number) for file_number in (0, 1, 2)} <= {*seen}
 
 
 LOCK_HOLDER = """
@@ -618,7 +626,8 @@ from pytest_ondevice.probe.protocol import MeasureJob
 from pathlib import Path
 
 class Started:
-    PIPE, TimeoutExpired = subprocess.PIPE, subprocess.TimeoutExpired
+    def __getattr__(self, name):
+        return getattr(subprocess, name)
     def Popen(self, argv, **options):
         script = "import time; print('running', flush=True); time.sleep(60)"
         process = subprocess.Popen([sys.executable, "-I", "-S", "-c", script], **options)

@@ -91,17 +91,18 @@ def run(
                 start_new_session=True,
             )
         oom_before = _oom_kills()
+        watch = _Watch(events_path, log_path, on_event)
         try:
             request = Request(str(events_path), os.getpid(), job)
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(msgspec.json.encode(request))
                 process.stdin.close()
-            watch = _Watch(events_path, log_path, on_event)
             timed_out = _wait(process, watch, timeout)
         finally:
+            # Also when the session is interrupted: what the worker has said stands.
             _kill(process)
-        watch.read()
+            watch.read()
         return watch.result(process.returncode, timed_out, timeout, _oom_kills() - oom_before)
 
 

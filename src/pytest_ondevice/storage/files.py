@@ -39,8 +39,27 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise StorageError(f"{path}: cannot write it: {error.strerror}") from error
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Make sure that ``folder`` can take ``needed`` more bytes.
+def why_unwritable(folder: Path) -> str:
+    """Say why nothing can be written in a folder that may not exist yet; empty if it can.
+
+    It is tried, not looked up: permissions say little to root, and nothing of read-only mounts.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        return f"cannot write there: {error.strerror}"
+    return ""
+
+
+def require_space(
+    folder: Path, needed: int, what: str, moved_by: str = "--ondevice-cache=DIR"
+) -> None:
+    """Make sure that ``folder`` can take ``needed`` more bytes; ``moved_by`` chooses another.
 
     Raises:
         StorageError: It cannot; the message has both figures and the option that moves it.
@@ -52,7 +71,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise StorageError(
             f"{folder}: {what} needs {megabytes(needed)}, the disk has {megabytes(free)} free;"
-            " free some or choose another folder with --ondevice-cache=DIR"
+            f" free some or choose another folder with {moved_by}"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadFileError, MissingError, OnDeviceError
+from .files import require_space
 
 if TYPE_CHECKING:
     from ..model.catalog import Model, ModelSource
@@ -70,22 +71,28 @@ def _from_hub(source: ModelSource, *, offline: bool) -> Path:
             f"{file} of {repo} is not in the Hugging Face cache, and offline it cannot be fetched"
             f" ({how} where there is a network)"
         )
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
     try:
+        # One question without retries: a hub that is out of reach is known at once.
+        found = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, file))
+        cache = Path(constants.HF_HUB_CACHE)
+        require_space(cache, found.size or 0, f"downloading {file}", "HF_HUB_CACHE")
         return Path(huggingface_hub.hf_hub_download(repo, file))
+    except OnDeviceError:
+        raise
     except errors.GatedRepoError as error:
         raise MissingError(
             f"{repo} is gated: accept its licence on its page, then `hf auth login`"
         ) from error
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise MissingError(
-                f"{file} of {repo} is not in the Hugging Face cache, and the hub cannot be"
-                f" reached ({how} where there is a network)"
-            ) from error
+    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as error:
         raise MissingError(f"the hub has no file {file} in {repo}") from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MissingError(f"{file} of {repo} could not be fetched: {reason} ({how})") from error
+    except Exception as error:
+        # Whatever its HTTP library raises: no network, a refused or a broken connection.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingError(
+            f"{file} of {repo} is not in the Hugging Face cache and could not be fetched: {reason}"
+            f" ({how} where there is a network)"
+        ) from error
 
 
 class Candidates:

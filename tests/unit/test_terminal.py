@@ -1,0 +1,401 @@
+"""The table at the end of a session: what it shows, how it marks it, and that it fits."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_ondevice.model.device import Device, Runtime
+from pytest_ondevice.model.measurement import Measurement
+from pytest_ondevice.model.report import (
+    ArtifactFacts,
+    CellReport,
+    CheckResult,
+    Report,
+    TypeShare,
+)
+from pytest_ondevice.model.verdict import Verdict
+from pytest_ondevice.render.terminal import footnotes, summarise, table
+
+MIB = 2**20
+
+
+def measured(**values):
+    """Measurements by quantity; a tuple is value and error, a list a disturbed value."""
+    made = {}
+    for name, value in values.items():
+        fields = {"value": value}
+        if isinstance(value, tuple):
+            fields = dict(zip(("value", "error"), value, strict=True))
+        elif isinstance(value, list):
+            fields = {"value": value[0], "disturbed": ("60 major page faults",)}
+        made[name] = Measurement(quantity=name, unit="", **fields)
+    return made
+
+
+FULL = {
+    "bpw": 5.1438,
+    "mib": 88.249,
+    "mean_kld": (0.08712, 0.00456),
+    "ln_ppl_ratio": 0.0512,
+    "peak_memory": 145.06 * MIB,
+    "prefill_speed": 812.4,
+    "decode_speed": 95.7,
+}
+
+
+def artifact(bpw, mib):
+    """An artifact of 80000 weights in two tensor types, and of a file that is more than them."""
+    size = round(bpw * 10_000)
+    types = {
+        "Q4_K": TypeShare(tensors=7, weights=70_000, bytes=size - 1000),
+        "F32": TypeShare(tensors=1, weights=10_000, bytes=1000),
+    }
+    return ArtifactFacts(
+        file="m.gguf",
+        sha256="a" * 64,
+        size=round(mib * MIB),
+        origin="quantized",
+        architecture="llama",
+        weights=80_000,
+        types=types,
+    )
+
+
+def cell(name="m-Q4_K_M", verdict=Verdict.PASS, *, reference=False, bpw=None, mib=1.0, **values):
+    return CellReport(
+        id=name,
+        model="m",
+        method="Q4_K_M",
+        reference=reference,
+        verdict=verdict,
+        artifact=None if bpw is None else artifact(bpw, mib),
+        measurements=measured(**values),
+    )
+
+
+def check(cell_id="m-Q4_K_M", verdict=Verdict.PASS, number=0):
+    return CheckResult(check=f"check.{number}", cell=cell_id, verdict=verdict)
+
+
+def report(*cells, checks=(), complete=True, notes=()):
+    return Report(
+        schema_version=1,
+        generator="pytest-ondevice 0",
+        created="2026-09-01T00:00:00+00:00",
+        complete=complete,
+        device=Device(
+            system="Linux", machine="x86_64", cpu="A", cores=2, memory=1, python="3", libc="glibc"
+        ),
+        runtime=Runtime(name="llama.cpp", version="0", digest=""),
+        settings={},
+        cells=tuple(cells),
+        checks=tuple(checks),
+        protocols={},
+        notes=tuple(notes),
+    )
+
+
+def columns(line):
+    return [text.strip() for text in line.split("  ") if text.strip()]
+
+
+# What it shows
+
+
+def test_a_whole_table():
+    reference = cell(
+        "m-F16",
+        reference=True,
+        bpw=16.0,
+        mib=256.6,
+        peak_memory=310.0 * MIB,
+        prefill_speed=700.0,
+        decode_speed=40.2,
+    )
+    assert table(report(reference, cell(**FULL), cell("m-Q8_0", None))) == [
+        "cell        BPW    MiB      KLD (nats)  PPL ratio  peak MiB  pp t/s  tg t/s  verdict",
+        "m-F16     16.00  256.6       reference          -     310.0     700      40  pass",
+        "m-Q4_K_M   5.14   88.2  0.0871 ±0.0046     1.0525     145.1     812      96  pass",
+        "m-Q8_0        -      -               -          -         -       -       -  not run",
+    ]
+
+
+def test_an_empty_table_is_its_header():
+    (header,) = table(report())
+    assert columns(header) == [
+        "cell",
+        "BPW",
+        "MiB",
+        "KLD (nats)",
+        "PPL ratio",
+        "peak MiB",
+        "pp t/s",
+        "tg t/s",
+        "verdict",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "shown"),
+    [
+        ("mean_kld", 3, 0.5, "0.5000"),
+        ("mean_kld", 3, (0.5, 0.25), "0.5000 ±0.2500"),
+        ("mean_kld", 3, None, "nan"),
+        ("mean_kld", 3, 0.00001, "0.0000"),
+        ("ln_ppl_ratio", 4, math.log(2), "2.0000"),
+        ("ln_ppl_ratio", 4, -0.01, "0.9900"),
+        ("ln_ppl_ratio", 4, None, "nan"),
+        ("peak_memory", 5, 1.25 * MIB, "1.2"),
+        ("peak_memory", 5, None, "nan"),
+        ("peak_memory", 5, [1.5 * MIB], "1.5~"),
+        ("prefill_speed", 6, [99.6], "100~"),
+        ("decode_speed", 7, [12.4], "12~"),
+        ("decode_speed", 7, None, "nan"),
+    ],
+)
+def test_figures_and_their_marks(name, column, value, shown):
+    row = table(report(cell(**{name: value})))[1]
+    expected = ["-"] * 7
+    expected[column - 1] = shown
+    assert columns(row) == ["m-Q4_K_M", *expected, "pass"]
+
+
+@pytest.mark.parametrize(("bpw", "shown"), [(4.0, "4.00"), (5.1449, "5.14"), (16.0, "16.00")])
+def test_size_is_the_artifacts_own(bpw, shown):
+    # Whatever was measured, and whatever else is in the file.
+    row = table(report(cell(bpw=bpw, mib=1.449, effective_bpw=9.0, file_size=9.0)))[1]
+    assert columns(row) == ["m-Q4_K_M", shown, "1.4", "-", "-", "-", "-", "-", "pass"]
+
+
+def test_an_artifact_without_weights_has_no_bpw():
+    empty = msgspec.structs.replace(artifact(4.0, 2.0), weights=0, types={})
+    row = table(report(msgspec.structs.replace(cell(), artifact=empty)))[1]
+    assert columns(row)[1:3] == ["-", "2.0"]
+
+
+def test_a_reference_is_called_so_only_where_something_was_measured():
+    assert columns(table(report(cell(reference=True)))[1])[3] == "-"
+    measured_one = cell(reference=True, peak_memory=16.0)
+    assert columns(table(report(measured_one))[1])[3] == "reference"
+
+
+@pytest.mark.parametrize("value", [20.0, 100.0, 709.0, 710.0, 5000.0, -5000.0])
+def test_a_ruined_model_does_not_ruin_the_table(value):
+    # A perplexity of e^710 is no float; the artifact that has it is what the table is for.
+    ruined = FULL | {"ln_ppl_ratio": value, "mean_kld": (abs(value), 12.3456)}
+    lines = table(report(cell(**ruined), cell("m-Q8_0", **FULL)))
+    assert [columns(line)[0] for line in lines] == ["cell", "m-Q4_K_M", "m-Q8_0"]
+    assert [line for line in lines if len(line) > 100] == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "same", "text"),
+    [
+        (Verdict.PASS, 3, "pass"),
+        (Verdict.FAIL, 1, "fail"),
+        (Verdict.FAIL, 2, "fail (2)"),
+        (Verdict.NO_BASELINE, 3, "no baseline (3)"),
+        (Verdict.INCONCLUSIVE, 12, "inconclusive (12)"),
+        (None, 0, "not run"),
+    ],
+)
+def test_verdicts_are_counted(verdict, same, text):
+    checks = [check(verdict=verdict, number=i) for i in range(same)]
+    # Of another cell, and of another verdict: neither counts.
+    checks += [check("other", verdict or Verdict.FAIL, number=90)]
+    checks += [check(verdict=Verdict.UNSUPPORTED, number=91)]
+    row = table(report(cell(verdict=verdict), checks=checks))[1]
+    assert columns(row)[-1] == text
+
+
+# How it fits
+
+WIDE = {
+    "bpw": 16.0,
+    "mib": 151_234.5,
+    "mean_kld": (12.3456, 10.1234),
+    "ln_ppl_ratio": 12.0,
+    "peak_memory": [151_234.5 * MIB],
+    "prefill_speed": [123_456.0],
+    "decode_speed": [12_345.0],
+}
+LONG = "meta-llama-3.1-70b-instruct-abliterated-v2-IQ2_XXS"
+ORDINARY = [
+    (FULL, Verdict.PASS, 1),
+    (FULL, Verdict.FAIL, 12),
+    (FULL, Verdict.NO_BASELINE, 1),
+    (FULL, Verdict.NO_BASELINE, 4),
+    (FULL, Verdict.INCONCLUSIVE, 1),
+    (FULL, Verdict.INCONCLUSIVE, 2),
+    (FULL, Verdict.UNSUPPORTED, 12),
+    (WIDE, Verdict.PASS, 1),
+    (WIDE, Verdict.FAIL, 2),
+]
+
+
+@pytest.mark.parametrize(("values", "verdict", "same"), ORDINARY)
+def test_no_line_is_longer_than_100_columns(values, verdict, same):
+    checks = [check(LONG, verdict, i) for i in range(same)]
+    lines = table(report(cell(LONG, verdict, **values), cell("m-Q8_0", **FULL), checks=checks))
+    assert [line for line in lines if len(line) > 100] == []
+    # The name is cut, marked as cut, and still tells the model.
+    assert lines[1].split("  ")[0].endswith("…")
+    assert lines[1].startswith("meta-llama")
+
+
+def test_a_name_is_cut_only_where_it_must_be():
+    name = "a" * 24
+    lines = table(report(cell(name)))
+    assert lines[1].startswith(f"{name}  ")
+    assert len(lines[1]) <= 100
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.text("ab-Q4_", min_size=1, max_size=70),
+            st.floats(0, 1e5),
+            st.floats(0, 30),
+            st.sampled_from([*Verdict, None]),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_lines_are_of_one_layout(cells):
+    made = []
+    for i, (name, size, kld, verdict, reference) in enumerate(cells):
+        values = {"bpw": 4.0, "mib": size, "mean_kld": (kld, kld / 3)} if size > 10 else {}
+        made.append(cell(f"{i}{name}", verdict, reference=reference, **values))
+    header, *rows = table(report(*made))
+    assert len(rows) == len(cells)
+    # Figures are right-aligned under their titles; the verdict begins under its own.
+    end_of_figures = header.index("  verdict")
+    for row in rows:
+        assert len(row) <= 100
+        assert row[end_of_figures - 1] != " "
+        assert row[end_of_figures : end_of_figures + 2] == "  "
+        assert row[end_of_figures + 2] != " "
+    for title in ("BPW", "MiB", "KLD (nats)", "PPL ratio", "tg t/s"):
+        end = header.index(title) + len(title)
+        assert {row[end - 1] == " " for row in rows} == {False}
+
+
+# Footnotes
+
+
+def test_footnotes_count_verdicts_and_figures():
+    checks = [
+        check(verdict=Verdict.PASS, number=1),
+        check(verdict=Verdict.PASS, number=2),
+        check("m-Q8_0", Verdict.FAIL, 1),
+        check("m-Q8_0", Verdict.NO_BASELINE, 2),
+    ]
+    reused = {
+        name: Measurement(quantity=name, value=1.0, unit="", reused=True)
+        for name in ("mean_kld", "same_top")
+    }
+    second = CellReport(
+        id="m-Q8_0",
+        model="m",
+        method="Q8_0",
+        reference=False,
+        verdict=Verdict.FAIL,
+        artifact=None,
+        measurements={**reused, **measured(file_size=1.0)},
+    )
+    assert footnotes(report(cell(**FULL), second, checks=checks)) == [
+        "4 verdicts: 2 pass, 1 fail, 1 no baseline; 6 figures measured, 2 reused; speed is advisory"
+    ]
+
+
+def test_every_verdict_is_counted():
+    checks = [
+        check(verdict=verdict, number=10 * most + n)
+        for most, verdict in enumerate(Verdict)
+        for n in range(most + 1)
+    ]
+    (note,) = footnotes(report(cell(), checks=checks))
+    assert note.startswith(
+        "28 verdicts: 1 pass, 2 fail, 3 inconclusive, 4 invalid, 5 blocked, 6 unsupported,"
+        " 7 no baseline; "
+    )
+
+
+def test_disturbances_are_explained_once():
+    one = cell("a", decode_speed=[1.0], prefill_speed=[2.0])
+    two = cell("b", decode_speed=[3.0])
+    other = Measurement(quantity="peak_memory", value=1.0, unit="", disturbed=("12 MiB swapped",))
+    two.measurements["peak_memory"] = other
+    notes = footnotes(report(one, two))
+    assert notes[0] == "~ disturbed: 12 MiB swapped; 60 major page faults"
+    assert len(notes) == 2
+
+
+def test_an_interrupted_run_says_how_it_goes_on():
+    notes = footnotes(report(cell(), complete=False))
+    assert notes[-1] == "interrupted: the same command goes on where this run stopped"
+    assert footnotes(report(cell(), complete=True)) == notes[:-1]
+
+
+def test_a_run_without_a_verdict_is_a_sentence_too():
+    (note,) = footnotes(report(cell()))
+    assert note.startswith("0 verdicts")
+    assert ": ;" not in note
+
+
+# On a terminal
+
+
+class Reporter:
+    """Records what a terminal reporter is told to write."""
+
+    def __init__(self):
+        self.lines = []
+        self.colors = []
+        self.begun = ""
+
+    def section(self, title):
+        self.lines.append(f"== {title}")
+
+    def write(self, text):
+        self.begun += text
+
+    def write_line(self, text, **markup):
+        self.lines.append(self.begun + text)
+        self.begun = ""
+        self.colors.append((text, *(name for name, on in markup.items() if on)))
+
+
+def test_the_summary_is_table_footnotes_notes_and_lines_in_this_order():
+    reporter = Reporter()
+    cells = [cell(f"m-{i}", verdict, **FULL) for i, verdict in enumerate([*Verdict, None])]
+    made = report(*cells, notes=["a note"], complete=False)
+    summarise(reporter, made, ["report: report.json"])
+    assert reporter.lines == [
+        "== on-device gate",
+        *table(made),
+        *footnotes(made),
+        "a note",
+        "report: report.json",
+    ]
+    colors = dict(pair for pair in reporter.colors if len(pair) == 2)
+    header = table(made)[0]
+    assert colors == {
+        header: "bold",
+        "pass": "green",
+        "fail": "red",
+        "blocked": "red",
+        "inconclusive": "yellow",
+        "invalid": "yellow",
+        "unsupported": "yellow",
+        "no baseline": "yellow",
+        "not run": "yellow",
+    }
