@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ ALPHA = 0.05
 """Error of either end of the interval: of calling a loss at the bound a pass, or a failure."""
 
 
+ROUNDING = 1e-7
+"""Baselines are kept to eight digits; what agrees to seven is the same figure."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """A verdict and the clause that explains it."""
@@ -32,8 +37,10 @@ def judge(measured: Measurement, bound: Bound) -> Judgement:
     A bound with samples is judged by the paired difference, window by window; any other by
     comparing the value with its ends. Improvements never fail.
     """
-    if measured.value is None:
+    values = (measured.value, *measured.samples)
+    if any(value is None or not math.isfinite(value) for value in values):
         return Judgement(Verdict.FAIL, "it is not finite")
+    assert measured.value is not None  # narrowed above
     if measured.disturbed:
         return Judgement(
             Verdict.INVALID, f"the measurement was disturbed: {'; '.join(measured.disturbed)}"
@@ -42,9 +49,10 @@ def judge(measured: Measurement, bound: Bound) -> Judgement:
     if len(pairs) > 1:
         return _paired(pairs, bound)
     lower, upper = limits(bound)
-    if upper is not None and measured.value > upper:
+    # Written so that an end that is no number passes nothing.
+    if upper is not None and not measured.value <= upper:
         return Judgement(Verdict.FAIL, f"{show(measured.value, measured.unit)} is above the bound")
-    if lower is not None and measured.value < lower:
+    if lower is not None and not measured.value >= lower:
         return Judgement(Verdict.FAIL, f"{show(measured.value, measured.unit)} is below the bound")
     return Judgement(Verdict.PASS, "within the bound")
 
@@ -70,10 +78,15 @@ def _pairs(measured: Measurement, bound: Bound) -> list[tuple[float, float]]:
 
 
 def _paired(pairs: list[tuple[float, float]], bound: Bound) -> Judgement:
+    if all(math.isclose(now, then, rel_tol=ROUNDING) for now, then in pairs):
+        # However few the windows, nothing moved: there is no noise to tell it from.
+        same = f"identical to the baseline, paired over {len(pairs)} windows"
+        return Judgement(Verdict.PASS, same)
     sign = -1.0 if bound.higher_is_better else 1.0
     now = [sign * value for value, _ in pairs]
     then = [sign * value for _, value in pairs]
-    mean = abs(sum(then) / len(then))
+    center = sign * sum(then) / len(then)
+    mean = abs(center)
     # The tolerance is the larger of the two, not their sum.
     by_share = mean * bound.relative >= bound.absolute
     excess = paired_excess(
@@ -86,7 +99,7 @@ def _paired(pairs: list[tuple[float, float]], bound: Bound) -> Judgement:
     verdict = judge_interval(excess)
     if mean > 0 and by_share:
         change = relative_change(now, then)
-        moved = f"{change.value:+.1%} ± {change.error:.1%}"
+        moved = f"{math.copysign(1, center) * change.value:+.1%} ± {change.error:.1%}"
     else:
         change = paired_excess(now, then, alpha=ALPHA).estimate
         moved = f"{sign * change.value:+.4g} ± {change.error:.2g}"

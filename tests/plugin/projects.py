@@ -15,6 +15,12 @@ from pytest_ondevice.options import Settings, parse
 if TYPE_CHECKING:
     from pathlib import Path
 
+NOTHING = "no collected test uses a model"
+"""What a run is told that was asked to gate and has nothing to gate."""
+
+CHECKS = 13
+"""Number of checks that ship."""
+
 
 @dataclass
 class Project:
@@ -79,6 +85,18 @@ class Project:
         assert result.ret == pytest.ExitCode.USAGE_ERROR, sentence_or_all(result)
         assert self.files() == before, "a refused run wrote into the project"
         return said
+
+    def accepted(self, *args: str | Path) -> None:
+        """Run with no check chosen: everything is looked at that is looked at before measuring."""
+        before = self.files()
+        result = self.run(*args, "-k", "no_such_check")
+        said = sentence_or_all(result)
+        if result.ret == pytest.ExitCode.USAGE_ERROR:
+            assert NOTHING in sentence(result), said
+        else:
+            assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED, said
+        result.assert_outcomes(deselected=CHECKS)
+        assert self.files() == before, "a run of no check wrote into the project"
 
     def parse(self, *args: str | Path) -> Settings:
         """Parse the options only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,6 +201,13 @@ def test_without_a_runtime_methods_are_those_that_this_version_knows(project: Pr
     assert cells(project.parse(*args))[1].method == "IQ4_XS"
 
 
+def test_duplicates_of_any_list_are_merged(project: Project) -> None:
+    settings = project.parse(
+        *(f"--ondevice-{name}=b,a, b,a" for name in ("models", "methods", "suites"))
+    )
+    assert settings.models == settings.methods == settings.suites == ("b", "a")
+
+
 def test_a_list_in_an_ini_file_may_have_lines(project: Project) -> None:
     write_ini(project, ondevice_methods="\n    Q4_0\n    Q8_0")
     assert project.parse().methods == ("Q4_0", "Q8_0")
@@ -366,10 +374,9 @@ def test_help_has_every_option(project: Project) -> None:
 @pytest.mark.skipif(not DOCS.exists(), reason="requires docs/options.md")
 def test_the_docs_have_every_option() -> None:
     text = DOCS.read_text("utf-8")
-    missing = [
-        name
-        for option in OPTIONS
-        for name in (option.flag, option.env, option.dest)
-        if name not in text
-    ]
-    assert not missing
+    for option in OPTIONS:
+        (row,) = (line for line in text.splitlines() if f"`{option.env}`" in line)
+        assert option.flag in row
+        assert f"`{option.dest}`" in row
+        assert option.help in row
+    assert set(re.findall(r"--ondevice-[a-z-]*[a-z]", text)) == {option.flag for option in OPTIONS}

@@ -91,6 +91,7 @@ class Waiting:
 
     def __call__(self):
         self.asked += 1
+        assert self.asked <= self.patience, "asked again after giving up"
         return self.asked >= self.patience
 
 

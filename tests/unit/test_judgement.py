@@ -211,6 +211,13 @@ def test_without_pairs_the_value_is_held_against_the_ends(common):
     assert (failed.verdict, failed.reason) == (FAIL, "1.06 nats is above the bound")
 
 
+def test_two_windows_are_pairs_but_prove_nothing():
+    # Of the spread of two little is known: whatever their mean, it is no failure yet.
+    judgement = judge(over_windows([1.5, 1.6]), baseline([1.0, 1.0], relative=0.05))
+    assert judgement.verdict is INCONCLUSIVE
+    assert "paired over 2 windows" in judgement.reason
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_clear_loss_fails_and_a_small_one_passes(seed):
     then, now = noisy(16, 0.05, 0.02, seed)
@@ -317,6 +324,11 @@ def test_a_baseline_of_zero_is_compared_by_differences():
     assert judgement.verdict is PASS
     assert judgement.reason.startswith("+0.01 ± 0 ")
     assert judge(over_windows([0.03, 0.03, 0.03]), bound).verdict is FAIL
+    # A share of nothing is nothing.
+    bound = baseline([0.0, 0.0, 0.0], relative=0.05)
+    judgement = judge(over_windows([0.01, 0.01, 0.01]), bound)
+    assert judgement.verdict is FAIL
+    assert judgement.reason.startswith("+0.01 ± 0 ")
 
 
 # Words

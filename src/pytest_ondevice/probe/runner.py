@@ -78,11 +78,15 @@ def run(
     with tempfile.TemporaryDirectory(prefix="pytest-ondevice-") as folder:
         events_path = Path(folder, "events.jsonl")
         log_path = Path(folder, "log.txt")
+        request_path = Path(folder, "request.json")
         events_path.touch()
-        with log_path.open("wb") as log:
+        request = Request(str(events_path), os.getpid(), job)
+        # A file, not a pipe: writing to a worker that never reads would wait for ever.
+        request_path.write_bytes(msgspec.json.encode(request))
+        with log_path.open("wb") as log, request_path.open("rb") as stdin:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest_ondevice.probe.worker"],
-                stdin=subprocess.PIPE,
+                stdin=stdin,
                 stdout=log,
                 stderr=log,
                 env=_environment(),
@@ -93,11 +97,6 @@ def run(
         oom_before = _oom_kills()
         watch = _Watch(events_path, log_path, on_event)
         try:
-            request = Request(str(events_path), os.getpid(), job)
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(msgspec.json.encode(request))
-                process.stdin.close()
             timed_out = _wait(process, watch, timeout)
         finally:
             # Also when the session is interrupted: what the worker has said stands.
@@ -135,7 +134,11 @@ class _Watch:
         whole = data[: data.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in whole.splitlines():
-            event = msgspec.json.decode(line, type=Event)
+            try:
+                event = msgspec.json.decode(line, type=Event)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                # Native code that writes where it should not has damaged a line, not the rest.
+                continue
             if event.event == "start":
                 self.stage, self.open = event.stage, True
             elif event.event == "done":
@@ -232,11 +235,10 @@ def _wait(process: subprocess.Popen[bytes], watch: _Watch, timeout: float) -> bo
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the worker and whatever it started."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """End the worker and whatever it started, which may have outlived it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _environment() -> dict[str, str]:

@@ -49,10 +49,10 @@ def table(report: Report) -> list[str]:
     texts = [[title, *(show(cell) for cell in report.cells)] for title, show in columns]
     widths = [max(map(len, column)) for column in texts]
     names = ["cell", *(cell.id for cell in report.cells)]
-    # Whatever the figures leave of 100 columns, less the verdict's, is for the cell's name.
-    room = 100 - sum(width + 2 for width in widths) - 14
-    width = min(max(map(len, names)), max(room, 12))
     verdicts = ["verdict", *(_verdict(report, cell) for cell in report.cells)]
+    # Whatever figures and verdicts leave of 100 columns is for the cell's name.
+    room = 98 - sum(width + 2 for width in widths) - max(map(len, verdicts))
+    width = min(max(map(len, names)), max(room, 12))
     lines = []
     for index, name in enumerate(names):
         short = name if len(name) <= width else f"{name[: width - 1]}…"
@@ -81,7 +81,7 @@ def footnotes(report: Report) -> list[str]:
     reused = sum(one.reused for cell in report.cells for one in cell.measurements.values())
     total = sum(len(cell.measurements) for cell in report.cells)
     notes.append(
-        f"{len(report.checks)} verdicts: {told}; {total - reused} figures measured,"
+        f"{len(report.checks)} verdicts: {told or 'none'}; {total - reused} figures measured,"
         f" {reused} reused; speed is advisory"
     )
     if not report.complete:
@@ -112,15 +112,20 @@ def _kld(cell: CellReport) -> str:
         return "reference" if cell.reference and cell.measurements else ABSENT
     if measured.value is None:
         return "nan"
-    error = f" ±{measured.error:.4f}" if measured.error is not None else ""
-    return f"{measured.value:.4f}{error}"
+    error = f" ±{_short(measured.error)}" if measured.error is not None else ""
+    return f"{_short(measured.value)}{error}"
 
 
 def _ppl_ratio(cell: CellReport) -> str:
     measured = cell.measurements.get("ln_ppl_ratio")
     if measured is None or measured.value is None:
         return ABSENT if measured is None else "nan"
-    return f"{math.exp(measured.value):.4f}"
+    # Beyond this, what is left of the model is not worth a figure.
+    return _short(math.exp(measured.value)) if measured.value < 50 else "> 1e21"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.2e}"
 
 
 def _mark(measured: Measurement) -> str:

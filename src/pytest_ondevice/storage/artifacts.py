@@ -17,7 +17,7 @@ import msgspec
 
 from ..errors import BadFileError, StorageError
 from ..formats.gguf import read_header
-from .files import sha256_of, write_atomic
+from .files import decode, sha256_of, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,7 @@ class ArtifactStore:
     def find(self, key: str) -> tuple[Path, Recipe] | None:
         """Find the object of a recipe; a missing, short or altered one is as good as none."""
         try:
-            recipe = msgspec.json.decode(self._recipe(key).read_bytes(), type=Recipe)
+            recipe = decode(self._recipe(key).read_bytes(), Recipe)
             path = self._object(recipe.sha256)
             if path.stat().st_size != recipe.size:
                 return None

@@ -6,13 +6,14 @@ The user's folder is read first and is the only one written; those that ship com
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..errors import BadFileError
 from ..model.measurement import ProtocolFields, digest_of
-from .files import write_atomic
+from .files import decode, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,15 +108,15 @@ class Baselines:
     @staticmethod
     def _read(path: Path) -> BaselineFile | None:
         try:
-            read = msgspec.json.decode(path.read_bytes(), type=BaselineFile)
+            read = decode(path.read_bytes(), BaselineFile)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise BadFileError(path, f"cannot read it: {error.strerror}") from error
         except msgspec.ValidationError as error:
             problem, _, place = str(error).partition(" - at `")
-            where = f" @ {place.rstrip('`')}" if place else ""
-            raise BadFileError(path, f"not a baseline: {problem}{where}") from error
+            where = place.rstrip("`") or "$"
+            raise BadFileError(path, f"not a baseline: {problem} @ {where}") from error
         except msgspec.DecodeError as error:
             raise BadFileError(path, f"not a baseline: {error} @ $") from error
         if read.schema != SCHEMA_VERSION:
@@ -132,7 +133,8 @@ def entry_of(measured: Measurement) -> Entry:
     Raises:
         ValueError: The measurement is not finite.
     """
-    if measured.value is None:
+    figures = (measured.value, measured.error or 0.0, *measured.samples)
+    if measured.value is None or not all(math.isfinite(figure or 0.0) for figure in figures):
         raise ValueError(f"{measured.quantity} is not finite")
     return Entry(
         value=_round(measured.value),
@@ -153,7 +155,7 @@ def differences(recorded: ProtocolFields, ours: ProtocolFields) -> list[str]:
     return [
         f"{name} {recorded.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
         for name in sorted({*recorded, *ours})
-        if recorded.get(name) != ours.get(name)
+        if (name in recorded, recorded.get(name)) != (name in ours, ours.get(name))
     ]
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,23 +21,41 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         StorageError: No space, no permission, a folder in the way; the old content stands.
     """
-    part = ""
+    part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        part = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)
-        Path(part).replace(path)
+        part.chmod(0o666 & ~umask)
+        part.replace(path)
+        part = None
     except OSError as error:
-        if part:
-            with contextlib.suppress(OSError):
-                Path(part).unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot write it: {error.strerror}") from error
+    finally:
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+_T = TypeVar("_T")
+
+
+def decode(data: bytes, kind: type[_T]) -> _T:
+    """Decode JSON to a type.
+
+    Raises:
+        msgspec.DecodeError: It is not that; the message may end in the place inside.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"it is not UTF-8 (byte {error.start})") from error
 
 
 def why_unwritable(folder: Path) -> str:
@@ -93,11 +112,13 @@ def sha256_of(path: Path, cache: Path) -> str:
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     memo = cache / "digests" / f"{name}.json"
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        seen = msgspec.json.decode(memo.read_bytes(), type=_Seen)
+        seen = decode(memo.read_bytes(), _Seen)
         if (seen.size, seen.mtime_ns, seen.inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino):
             return seen.sha256
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     seen = _Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino, digest)
-    write_atomic(memo, msgspec.json.encode(seen))
+    # What is not remembered is only computed again.
+    with contextlib.suppress(StorageError):
+        write_atomic(memo, msgspec.json.encode(seen))
     return digest

@@ -7,6 +7,7 @@ write, so that a killed process loses at most its own last line and two processe
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -17,7 +18,7 @@ import msgspec
 
 from ..errors import StorageError
 from ..model.ending import Ending
-from .files import write_atomic
+from .files import decode, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +101,7 @@ class Journal:
         for line in lines:
             # A line torn by a full disk or a lost power supply is no record.
             with contextlib.suppress(msgspec.DecodeError):
-                records.append(msgspec.json.decode(line, type=Record))
+                records.append(decode(line, Record))
         return records
 
     def _append(self, key: str, record: Record) -> None:
@@ -110,7 +111,9 @@ class Journal:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 # The newline in front closes a line that someone else left torn.
-                os.write(descriptor, b"\n" + msgspec.json.encode(record) + b"\n")
+                line = b"\n" + msgspec.json.encode(record) + b"\n"
+                if os.write(descriptor, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -138,7 +141,7 @@ class Run:
         if self._lock is None:
             return
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            earlier = msgspec.json.decode(self._path.read_bytes(), type=_RunFile)
+            earlier = decode(self._path.read_bytes(), _RunFile)
             if not earlier.finished and time.time() - earlier.started < RESUME_SECONDS:
                 self.id, self.resumed = earlier.run, True
                 return
