@@ -44,7 +44,7 @@ class Gatherer:
     def __init__(self, state: State, config: pytest.Config) -> None:
         self._state = state
         self._invocation = config.invocation_params.dir
-        self._items: dict[tuple[str, str], CheckResult] = {}
+        self._items: dict[tuple[str, str, str], CheckResult] = {}
         self._measured: dict[str, dict[str, Measurement]] = {}
         self._artifacts: dict[str, ArtifactFacts] = {}
         self._protocols: dict[str, ProtocolFields] = {}
@@ -64,7 +64,7 @@ class Gatherer:
                 continue
             item = msgspec.json.decode(value, type=ItemReport)
             for result in item.results:
-                self._items[result.check, result.cell] = result
+                self._items[result.check, result.cell, result.quantity] = result
             if item.artifact is not None:
                 self._artifacts[item.cell] = item.artifact
             measured = self._measured.setdefault(item.cell, {})

@@ -290,7 +290,8 @@ class OnDevicePlugin:
         """Write the report and the baselines, and say whether the run may be resumed."""
         if self.stop_tail is not None:
             self.stop_tail()
-        complete = int(exitstatus) in {0, 1, 5}
+        ended = int(exitstatus) in {0, 1, 5}
+        complete = ended and not (session.shouldfail or session.shouldstop)
         settings = self.state.settings
         if not self.worker and self.gatherer.any():
             report = self.gatherer.report(complete=complete, notes=self.notes)
@@ -300,7 +301,7 @@ class OnDevicePlugin:
             self.gatherer.problems.append(_nothing_collected(settings))
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         if self.run is not None:
-            self.run.close(finished=complete)
+            self.run.close(finished=ended)
 
     def _should_have_gated(self, session: pytest.Session, exitstatus: int) -> bool:
         asked = self.state.settings.runs_suites and not session.config.option.collectonly

@@ -69,9 +69,9 @@ def declared(item: pytest.Item) -> Check | None:
 
 
 def check_id(item: pytest.Item) -> str:
-    """Return a check's id, or the name of a user's test."""
+    """Return a check's id; for a user's own test its node id without the parameters."""
     found = declared(item)
-    return found.id if found else f"{getattr(item, 'originalname', None) or item.name}"
+    return found.id if found else item.nodeid.partition("[")[0]
 
 
 def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemReport | None:

@@ -124,7 +124,7 @@ def test_the_asking_item_fails_where_no_owner_is_collected(warm):
     )
     outcome = warm.run("-q", "test_own.py", "-k", "Q4_0", "--ondevice-report=report.json")
     assert outcome.code == 1
-    assert outcome.verdicts(CELL) == {"test_speed": "fail"}
+    assert outcome.verdicts(CELL) == {"test_own.py::test_speed": "fail"}
 
 
 def test_what_failed_is_measured_again_by_last_failed(warm):

@@ -223,6 +223,34 @@ def test_a_symlink_is_refused(tmp_path, target):
     assert not (tmp_path / "not there").exists()
 
 
+@pytest.mark.parametrize("what", ["a link", "a file"])
+def test_what_appears_while_the_lock_is_made_is_left_alone(tmp_path, monkeypatch, what):
+    victim, path = tmp_path / "victim", tmp_path / "lock"
+    victim.write_text("precious")
+    real = os.open
+
+    def racing(name, flags, *mode):
+        try:
+            return real(name, flags, *mode)
+        except FileNotFoundError:
+            if what == "a link":
+                path.symlink_to(victim)
+            else:
+                path.write_text("precious")
+            raise
+
+    monkeypatch.setattr(devices.os, "open", racing)
+    if what == "a link":
+        with pytest.raises(StorageError, match="cannot lock it: "):
+            locked(path).__enter__()
+    else:
+        with locked(path, Waiting()) as descriptor:
+            assert descriptor is not None
+        assert path.read_text() == "precious"
+    assert victim.read_text() == "precious"
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("in_the_way", ["lock", "folder"])
 def test_a_lock_that_cannot_be_opened_is_one_sentence(tmp_path, in_the_way):
     if in_the_way == "lock":

@@ -341,7 +341,7 @@ def test_disturbances_are_explained_once():
 
 def test_an_interrupted_run_says_how_it_goes_on():
     notes = footnotes(report(cell(), complete=False))
-    assert notes[-1] == "interrupted: the same command goes on where this run stopped"
+    assert notes[-1] == "stopped before the end; what was measured is kept"
     assert footnotes(report(cell(), complete=True)) == notes[:-1]
 
 

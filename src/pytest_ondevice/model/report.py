@@ -58,7 +58,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """One verdict: what one item asserted of one cell.
 
     Attributes:
-        check: The check's id, or a user's test.
+        check: The check's id; for a user's own test its node id without the parameters.
         cell: The cell's id.
         verdict: The verdict.
         quantity: What was judged; empty where nothing was measured.
@@ -67,7 +67,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         bound: What it was held against.
         message: The verdict in words.
         advisory: The verdict decides nothing.
-        node: The test item's id, for people; results are keyed by check and cell.
+        node: The test item's id, for people; results are keyed by check, cell and quantity.
     """
 
     check: str
@@ -112,7 +112,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         schema_version: Version of this layout.
         generator: Name and version of the program that wrote it.
         created: When, ISO 8601 in UTC.
-        complete: False if the run was interrupted before its end.
+        complete: False if the run was interrupted, or stopped at a failure, before its end.
         device: The machine that measured.
         runtime: The inference runtime.
         settings: The options that decide what was measured.

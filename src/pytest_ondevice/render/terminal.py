@@ -85,7 +85,7 @@ def footnotes(report: Report) -> list[str]:
         f" {reused} reused; speed is advisory"
     )
     if not report.complete:
-        notes.append("interrupted: the same command goes on where this run stopped")
+        notes.append("stopped before the end; what was measured is kept")
     return notes
 
 
