@@ -49,6 +49,7 @@ class Gatherer:
         self._artifacts: dict[str, ArtifactFacts] = {}
         self._protocols: dict[str, ProtocolFields] = {}
         self._system_info = ""
+        self.seen = False
         self.final: Report | None = None
         self.lines: list[str] = []
         self.problems: list[str] = []
@@ -62,6 +63,7 @@ class Gatherer:
         for name, value in report.user_properties:
             if name != PROPERTY or not isinstance(value, str):
                 continue
+            self.seen = True
             item = msgspec.json.decode(value, type=ItemReport)
             for result in item.results:
                 self._items[result.check, result.cell, result.quantity] = result
@@ -143,6 +145,8 @@ class Gatherer:
                 raise value.error(problem) if value.text else OnDeviceError(f"{target}: {problem}")
         if settings.update:
             problem = why_unwritable(settings.baselines)
+            if problem and settings.given["baselines"].text is not None:
+                raise settings.given["baselines"].error(problem)
             if problem:
                 raise OnDeviceError(
                     f"{settings.baselines}: {problem}; choose another folder with"

@@ -48,7 +48,11 @@ def wake(config: pytest.Config) -> None:
         if settings.methods and not settings.models:
             chosen_methods(settings)
         baselines = Baselines(settings.baselines, [shipped.folder("baselines")])
-        if settings.runs_suites:
+        if settings.runs_suites and not settings.models:
+            raise settings.given["suites"].error(
+                "no model to run them on; add --ondevice-models=NAME"
+            )
+        if settings.models and not _workerinput(config) and not config.option.collectonly:
             _check_run(config, settings)
     except OnDeviceError as error:
         raise pytest.UsageError(str(error)) from error
@@ -80,6 +84,8 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     ]
     if not cells:
         reason = "requires a model: pytest --ondevice-models=smollm2-135m"
+        if state and state.cells:
+            reason = "requires a method that quantizes: add one with --ondevice-methods"
         cells = [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="no-model")]
         metafunc.parametrize("ondevice_cell", cells, indirect=True)
         return
@@ -113,9 +119,8 @@ class OnDevicePlugin:
         if settings.runs_suites:
             self._resolve()
             self._open_run()
-        if session.config.getoption("numprocesses", None):
-            self._open_run()
-            self.stop_tail = tail_progress(self.config, self._progress_file())
+            if session.config.getoption("numprocesses", None):
+                self.stop_tail = tail_progress(self.config, self._progress_file())
 
     def pytest_report_header(self) -> list[str]:
         """Say what is going to be gated."""
@@ -138,7 +143,8 @@ class OnDevicePlugin:
         """Leave out the shipped suites that were not asked for."""
         folder = shipped.folder("suites")
         if collection_path.parent == folder and collection_path.name in shipped.SUITES:
-            return collection_path.name not in self.suites or None
+            # Not None: the user's norecursedirs must not hide those that were asked for.
+            return collection_path.name not in self.suites
         return None
 
     def pytest_collect_file(
@@ -249,6 +255,9 @@ class OnDevicePlugin:
     def worker_values(self) -> dict[str, str]:
         """What a test worker has to know of this session."""
         left_out = ",".join(sorted(self.left_out))
+        if not self.state.settings.runs_suites:
+            # Nobody knows yet whether anything will be measured: leave no trace of a run.
+            self.run_id = self.run_id or uuid.uuid4().hex[:12]
         return {"session": self.state.session, "run": self._open_run(), "left_out": left_out}
 
     # -- items
@@ -296,6 +305,8 @@ class OnDevicePlugin:
         if not self.worker and self.gatherer.any():
             report = self.gatherer.report(complete=complete, notes=self.notes)
             self.gatherer.finish(report)
+            if self.gatherer.problems and int(exitstatus) == 0:
+                session.exitstatus = pytest.ExitCode.USAGE_ERROR
         elif self._should_have_gated(session, int(exitstatus)):
             # Distributed runs collect on their workers; here is where nothing at all is seen.
             self.gatherer.problems.append(_nothing_collected(settings))
@@ -305,7 +316,7 @@ class OnDevicePlugin:
 
     def _should_have_gated(self, session: pytest.Session, exitstatus: int) -> bool:
         asked = self.state.settings.runs_suites and not session.config.option.collectonly
-        return asked and not self.worker and exitstatus == 0
+        return asked and not self.worker and not self.gatherer.seen and exitstatus in {0, 1, 5}
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show one row per cell, and what was written."""
@@ -328,17 +339,17 @@ def _check_run(config: pytest.Config, settings: Settings) -> None:
     Raises:
         OnDeviceError: No model, no runtime, an unreadable text, an unwritable report.
     """
-    if not settings.models:
-        raise settings.given["suites"].error("no model to run them on; add --ondevice-models=NAME")
-    if _workerinput(config) or config.option.collectonly:
-        return
-    require_runtime()
+    if settings.runs_suites:
+        require_runtime()
     try:
         check_text(settings)
     except OnDeviceError as error:
         raise settings.given["text"].error(str(error)) from error
     Gatherer.check_target(settings, config.invocation_params.dir)
-    if problem := why_unwritable(settings.cache):
+    wanted = settings.runs_suites or settings.given["cache"].text is not None
+    if wanted and (problem := why_unwritable(settings.cache)):
+        if settings.given["cache"].text is not None:
+            raise settings.given["cache"].error(problem)
         raise OnDeviceError(
             f"{settings.cache}: the cache folder cannot be used: {problem}; choose another with"
             " --ondevice-cache=DIR"

@@ -62,11 +62,20 @@ def runtime_methods() -> Mapping[str, int]:
     They are read from the text of llama-cpp-python's bindings: importing it here would load
     native code into the session. Without it, the types known to this version are returned.
     """
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
+    bindings = _bindings()
+    if bindings is None:
         return {name: file_type.id for name, file_type in FILE_TYPES.items()}
-    bindings = Path(next(iter(spec.submodule_search_locations)), "llama_cpp.py")
     return {name: int(number) for name, number in _FTYPE.findall(bindings.read_text("utf-8"))}
+
+
+def _bindings() -> Path | None:
+    """Find the text of llama-cpp-python's bindings; a mere folder of its name has none."""
+    spec = importlib.util.find_spec("llama_cpp")
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        bindings = Path(folder, "llama_cpp.py")
+        if bindings.is_file():
+            return bindings
+    return None
 
 
 def require_runtime() -> None:
@@ -75,7 +84,7 @@ def require_runtime() -> None:
     Raises:
         MissingError: It is not; the message names the extra.
     """
-    if importlib.util.find_spec("llama_cpp") is None:
+    if _bindings() is None:
         raise MissingError(
             "llama-cpp-python is not installed; install it with"
             " `pip install 'pytest-ondevice[llama-cpp]'` (it compiles C++ for some minutes)"
@@ -139,9 +148,15 @@ def _model(name: str, value: Value, settings: Settings) -> Model:
         return Model(name=_slug(Path(file).stem), sources=(source,))
     if name.endswith(".gguf") or "/" in name or "\\" in name:
         base = settings.rootdir if value.origin.startswith("file ") else Path.cwd()
-        path = base / Path(name).expanduser()
-        if not path.exists():
+        try:
+            path = base / Path(name).expanduser()
+            there, folder = path.exists(), path.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise value.error(f"there is no file '{name}'") from error
+        if not there:
             raise value.error(f"there is no file '{name}'")
+        if folder:
+            raise value.error(f"'{name}' is a folder; give a GGUF file")
         return Model(name=_slug(path.stem), sources=(ModelSource(path=str(path)),))
     raise value.error(f"unknown model '{name}'{did_you_mean(name, known)}")
 

@@ -7,6 +7,7 @@ here imports more than the standard library: the module is read at every start o
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,8 @@ class Value:
 
     def error(self, problem: str) -> OptionError:
         """Make the error that says what was given, from where, and what is wrong with it."""
-        return OptionError(f"{self.name}={self.text} (from the {self.origin}): {problem}")
+        given = " ".join((self.text or "").split())  # one line, also where an ini has several
+        return OptionError(f"{self.name}={given} (from the {self.origin}): {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,10 @@ def lookup(config: pytest.Config, option: Option) -> Value:
         return Value(os.environ[option.env], option.env, "environment")
     ini = config.getini(option.dest)
     if ini:
-        file = config.inipath.name if config.inipath else "command line's -o"
+        overridden = config.getoption("override_ini") or ()
+        if any(text.partition("=")[0] == option.dest for text in overridden):
+            return Value(str(ini).strip(), option.dest, "command line's -o")
+        file = config.inipath.name if config.inipath else "none"
         return Value(str(ini).strip(), option.dest, f"file {file}")
     return Value(None, option.flag, "default")
 
@@ -247,7 +252,9 @@ def names(value: Value) -> tuple[str, ...]:
     """
     if value.text is None:
         return ()
-    parts = [part.strip() for part in value.text.replace("\n", ",").split(",")]
+    # A line of an ini file may end in a comma.
+    text = re.sub(r",?[ \t]*\n", ",", value.text)
+    parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise value.error("an empty name; give names separated by single commas")
     return tuple(dict.fromkeys(parts))
@@ -267,7 +274,15 @@ def parse(config: pytest.Config) -> Settings:
         if text is None:
             return None
         base = config.rootpath if given[name].origin.startswith("file ") else invocation
-        return base / Path(text).expanduser()
+        if not text.strip():
+            raise given[name].error("an empty path")
+        try:
+            whole = base / Path(text).expanduser()
+            whole.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = getattr(error, "strerror", "") or error
+            raise given[name].error(f"not a path: {reason}") from error
+        return whole
 
     def one(
         name: str, convert: Callable[[str], float], what: str, least: float, most: float
@@ -338,7 +353,7 @@ def _windows(value: Value) -> int | None:
         return BUDGETS["smoke"]
     if value.text.casefold() in BUDGETS:
         return BUDGETS[value.text.casefold()]
-    if value.text.isdigit() and int(value.text) >= 8:
+    if value.text.isdecimal() and len(value.text) < 10 and int(value.text) >= 8:
         return int(value.text)
     raise value.error("not a budget; give smoke, release or a number of windows from 8")
 

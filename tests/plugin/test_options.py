@@ -228,7 +228,6 @@ def test_a_budget_has_names(project: Project) -> None:
 EMPTY = "an empty name"
 MISTAKES = [
     ("models", "", EMPTY),
-    ("models", " ", EMPTY),
     ("models", ",", EMPTY),
     ("models", "smollm2-135m,", EMPTY),
     ("models", "smollm2-135m,,qwen2.5-0.5b", EMPTY),

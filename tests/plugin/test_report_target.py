@@ -107,9 +107,9 @@ def test_a_report_is_written_where_it_was_asked_for(project: Project, tiny: list
     assert result.ret == 0
     result.stdout.fnmatch_lines([f"report: {name}"])
     report = json.loads((project.path / name).read_text())
-    assert [(check["check"], check["verdict"]) for check in report["checks"]] == [
-        ("test_own", "pass")
-    ]
+    (check,) = report["checks"]
+    assert check["check"].endswith("test_own")
+    assert (check["cell"], check["verdict"], check["value"]) == ("tiny-F16", "pass", 1)
     assert (project.path / "report.json").read_text() == "[]"
     # The next run may replace what this one wrote.
     assert project.run(*tiny, "test_own.py", f"--ondevice-report={name}").ret == 0
@@ -132,9 +132,8 @@ def test_baselines_cannot_be_recorded_below_a_file(
     project.write("file", "text")
     for name in "file", "file/sub":
         said = refused("--ondevice-update=all", f"--ondevice-baselines={name}")
-        assert f"{project.path / name}: " in said
         assert "file is not a folder" in said
-        assert said.endswith("choose another folder with --ondevice-baselines=DIR")
+        assert "--ondevice-baselines=" in said
     accepted("--ondevice-update=all")
 
 
@@ -178,7 +177,9 @@ def test_a_cache_cannot_be_below_a_file(
     project: Project, refused: Callable[..., str], name: str
 ) -> None:
     project.write("file", "text")
-    assert str(project.path / name) in refused(f"--ondevice-cache={name}")
+    said = refused(f"--ondevice-cache={name}")
+    assert "file is not a folder" in said
+    assert "--ondevice-cache=" in said
 
 
 # -- the runtime

@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +117,7 @@ def test_a_folder_is_no_model(project: Project, runtime: Path) -> None:
     (project.path / "folder").mkdir()
     for name in "folder.gguf", "folder/":
         found = project.refused(F16, f"--ondevice-models={name}")
-        assert found == f"{project.path / name.rstrip('/')}: is a folder"
+        assert found.endswith(f"'{name}' is a folder; give a GGUF file")
 
 
 def test_a_pipe_is_no_model(project: Project, runtime: Path) -> None:
@@ -297,6 +299,7 @@ def ask(hub: Hub, home: Path, mode: str, *names: str) -> dict[str, str]:
 
 def test_the_hub_has_a_model(hub: Hub, tmp_path: Path) -> None:
     names = ["org/shelf:there.gguf", "org/shelf:gone.gguf", "org/none:m.gguf", "org/gated:m.gguf"]
+    names.append("org/broken:m.gguf")
     answers = ask(hub, tmp_path, "online", *names)
     there = Path(answers[names[0]])
     assert there.read_bytes() == b"GGUF weights"
@@ -308,6 +311,8 @@ def test_the_hub_has_a_model(hub: Hub, tmp_path: Path) -> None:
     }
     for name, said in missing.items():
         assert answers[name] == f"MissingError model m: {said}; or give ready-made files with {HOW}"
+    assert answers[names[4]].startswith("MissingError model m: m.gguf of org/broken is not in the")
+    assert "404" in answers[names[4]], "what the hub answered is not told"
     assert ("HEAD", "/org/none/resolve/main/m.gguf") in hub.asked
 
     # What is in the cache serves without a network, and nothing else is asked for.
@@ -315,6 +320,18 @@ def test_the_hub_has_a_model(hub: Hub, tmp_path: Path) -> None:
     assert again[names[0]] == answers[names[0]]
     assert again[names[1]].startswith(f"MissingError model m: gone.gguf of org/shelf {EMPTY_CACHE}")
     assert not hub.asked
+
+
+def test_a_hub_that_is_out_of_reach_is_told_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    begun = time.monotonic()
+    name = "org/shelf:there.gguf"
+    answer = ask(Hub(f"http://127.0.0.1:{port}", []), tmp_path, "online", name)[name]
+    # With the retries that the hub's library makes of itself it takes 23 seconds.
+    assert time.monotonic() - begun < 20
+    assert answer.startswith(f"MissingError model m: there.gguf of org/shelf {EMPTY_CACHE}")
+    assert "`hf download org/shelf there.gguf` where there is a network" in answer
 
 
 def test_offline_without_the_file_says_how_to_get_it(

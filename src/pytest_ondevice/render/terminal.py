@@ -23,6 +23,7 @@ _MIB = 2**20
 
 def summarise(reporter: pytest.TerminalReporter, report: Report, lines: Sequence[str]) -> None:
     """Write the table, its footnotes and the closing lines."""
+    reporter.currentfspath = None  # pytest has ended its last line; no other is open
     reporter.section("on-device gate")
     header, *rows = table(report)
     reporter.write_line(header, bold=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,18 +44,29 @@ def _locate(source: ModelSource, *, offline: bool) -> Path:
 def _resource(source: ModelSource) -> Path:
     """Find a package's file without importing the package, whose code may do anything."""
     package = source.package or ""
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+    folders = _folders(package)
+    if not folders:
         how = source.install or f"pip install {package}"
         raise MissingError(f"the Python package {package} is not installed (`{how}`)")
-    for folder in spec.submodule_search_locations:
+    for folder in folders:
         path = Path(folder, source.file or "").resolve()
         if path.is_file() and path.is_relative_to(Path(folder).resolve()):
             return path
     raise MissingError(f"the Python package {package} has no file {source.file}")
+
+
+def _folders(package: str) -> tuple[str, ...]:
+    """Find a package's folders; find_spec of a dotted name would import its parents."""
+    name, *rest = package.split(".")
+    try:
+        spec = importlib.util.find_spec(name)
+        for part in rest:
+            name = f"{name}.{part}"
+            places = spec.submodule_search_locations if spec else None
+            spec = PathFinder.find_spec(name, places) if places else None
+    except (ImportError, ValueError):
+        return ()
+    return tuple(spec.submodule_search_locations or ()) if spec else ()
 
 
 def _from_hub(source: ModelSource, *, offline: bool) -> Path:
@@ -110,7 +122,9 @@ class Candidates:
         if not folder.is_dir():
             raise BadFileError(folder, "there is no such folder")
         self.files = tuple(sorted(path for path in folder.iterdir() if path.suffix == ".gguf"))
-        self._taken: set[Path] = set()
+        if self._pattern is not None and "{method}" not in self._pattern:
+            raise BadFileError(place, "the pattern has no {method}, so one file would be them all")
+        self._taken: dict[Path, tuple[str, str]] = {}
 
     def find(self, model: Model, method: str) -> Path | None:
         """Return the file for a cell, None if the folder has none.
@@ -125,7 +139,13 @@ class Candidates:
                 f" {model.name} {method}; keep one, or give a pattern such as DIR/NAME-{{method}}"
                 ".gguf"
             )
-        self._taken.update(found)
+        for path in found:
+            owner = self._taken.setdefault(path, (model.name, method))
+            if owner != (model.name, method):
+                raise OnDeviceError(
+                    f"{self.place}: {path.name} would be {' '.join(owner)} and {model.name}"
+                    f" {method}; give a pattern with {{model}} and {{method}} in it"
+                )
         return found[0] if found else None
 
     def unmatched(self) -> tuple[str, ...]:
