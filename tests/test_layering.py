@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import pytest_ondevice
 from pytest_ondevice import shipped
 
 PACKAGE = "pytest_ondevice"
-SOURCE = Path(pytest_ondevice.__file__).parent
+SOURCE = Path(__file__).parents[1] / "src" / "pytest_ondevice"
 
 # A layer is a module, or a folder with everything in it. Each may import itself and what stands
 # beside it, and only rows above may stand there. Imports for type checkers only do not count;

@@ -74,7 +74,7 @@ class Started:
 def started(monkeypatch):
     stand_in = Started()
     monkeypatch.setattr(runner, "subprocess", stand_in)
-    monkeypatch.setattr(runner, "_oom_kills", lambda: 0)
+    monkeypatch.setattr(runner, "_oom_kills", lambda: 3)
     yield stand_in
     for process in stand_in.processes:
         if process.poll() is None:
@@ -191,6 +191,23 @@ say("end")
         on_event=on_event,
     )
     assert result.endings == {}
+
+
+def test_every_event_is_heard_once(run):
+    heard = []
+    result = run(
+        """
+say("start", "speed")
+for i in range(5):
+    say("progress", "speed", done=i)
+    time.sleep(0.12)
+say("end")
+""",
+        on_event=heard.append,
+    )
+    assert result.payloads == {}
+    assert [event.done for event in heard if event.event == "progress"] == [0, 1, 2, 3, 4]
+    assert len(heard) == 7
 
 
 # Ends of a stage
@@ -466,6 +483,29 @@ def test_ctrl_c_ends_the_worker(run, started):
     assert started.processes[0].returncode == -signal.SIGKILL
 
 
+def test_what_was_said_before_ctrl_c_stands(run):
+    # The host sleeps between two looks; the interruption comes before it has looked again.
+    heard = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(
+                """
+time.sleep(0.3)
+done("memory", peak=1)
+os.kill(request["parent"], signal.SIGINT)
+time.sleep(60)
+""",
+                on_event=heard.append,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [(event.event, event.payload) for event in heard] == [
+        ("start", {}),
+        ("done", {"peak": 1}),
+    ]
+
+
 def test_a_real_sigint_ends_the_worker_and_all_it_started(run, started, tmp_path):
     note = tmp_path / "pids"
 
@@ -552,13 +592,13 @@ os.write(1, b"\\x00\\xff\\xfe garbage \\x1b[31m\\n")
 os.write(2, b"x" * 100_000 + b"\\n")
 for i in range(40):
     os.write(1 + i % 2, b"line %d   \\n" % i)
-os.write(2, b"\\n   \\n.....\\n. . .\\nno newline at the end")
+os.write(2, b"\\n   \\n.....\\n. . .\\nno newline at the end \\xff")
 say("start", "memory")
 os._exit(1)
 """)
     ending = only_ending(result, "memory")
-    assert ending.log == (*(f"line {i}" for i in range(29, 40)), "no newline at the end")
-    assert ending.message.endswith("in stage memory: no newline at the end")
+    assert ending.log == (*(f"line {i}" for i in range(29, 40)), "no newline at the end \ufffd")
+    assert ending.message.endswith("in stage memory: no newline at the end \ufffd")
 
 
 def test_a_worker_without_a_word_has_no_log(run):
