@@ -74,6 +74,14 @@ class Gate:
     def run(self, *args: str, **chosen: str) -> Outcome:
         return self.finish(self.start(*args, **chosen))
 
+    def artifact(self, method: str) -> Path:
+        """Find a well-made artifact in the store."""
+        for path in (self.cache / "recipes").glob("*.json"):
+            recipe = json.loads(path.read_text())
+            if recipe["method"] == method:
+                return self.cache / "objects" / recipe["sha256"][:2] / f"{recipe['sha256']}.gguf"
+        raise LookupError(method)
+
     def plant(self, code: str) -> None:
         """Run ``code`` at the start of every worker process; it may replace what measures.
 

@@ -180,8 +180,7 @@ def test_a_models_file_in_the_hub_cache_runs(seed, tmp_path, gate):
     snapshot.mkdir(parents=True)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(snapshot.name)
-    large = max((seed.cache / "objects").rglob("*.gguf"), key=lambda path: path.stat().st_size)
-    os.link(large, snapshot / "qwen2.5-0.5b-instruct-fp16.gguf")
+    os.link(seed.artifact("F16"), snapshot / "qwen2.5-0.5b-instruct-fp16.gguf")
     os.environ["HF_HUB_CACHE"] = str(tmp_path / "hub")
     try:
         outcome = gate.run(
@@ -197,9 +196,8 @@ def test_a_models_file_in_the_hub_cache_runs(seed, tmp_path, gate):
 def test_candidates_without_a_source_run_as_far_as_they_go(seed, tmp_path, gate):
     folder = tmp_path / "release"
     folder.mkdir()
-    small = min((seed.cache / "objects").rglob("*.gguf"), key=lambda path: path.stat().st_size)
-    os.link(small, folder / "qwen2.5-0.5b-instruct-q4_0.gguf")
-    os.link(small, folder / "readme-q9_9.gguf")
+    os.link(seed.artifact("Q4_0"), folder / "qwen2.5-0.5b-instruct-q4_0.gguf")
+    os.link(seed.artifact("Q4_0"), folder / "readme-q9_9.gguf")
     args = ("--ondevice-offline", f"--ondevice-artifacts={folder}")
     command = [
         part

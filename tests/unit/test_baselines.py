@@ -339,6 +339,15 @@ def test_what_is_not_finite_is_never_recorded(value):
         entry_of(measured(value=value))
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("field", ["error", "samples"])
+def test_nothing_of_what_is_kept_may_be_not_finite(field, odd):
+    # A file with it could be written, but not read.
+    fields = {"error": odd} if field == "error" else {"samples": (1.0, odd), "sample_ids": "ab"}
+    with pytest.raises(ValueError, match=r"^mean_kld is not finite$"):
+        entry_of(measured(**fields))
+
+
 # Comparable or not
 
 

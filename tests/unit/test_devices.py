@@ -129,7 +129,13 @@ def test_processes_exclude_each_other(tmp_path):
         )
         for _ in range(3)
     ]
-    told = [process.communicate(timeout=50)[1] for process in processes]
+    try:
+        told = [process.communicate(timeout=40)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            process.stderr.close()
     assert told == ["", "", ""]
     assert counter.read_text() == "75"
 

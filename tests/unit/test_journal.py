@@ -289,11 +289,16 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path):
         for name in names
     ]
     end = time.monotonic() + 30
-    while len(list(tmp_path.glob("*.ready"))) < len(names):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    (tmp_path / "go").touch()
-    assert [writer.wait(30) for writer in writers] == [0, 0, 0]
+    try:
+        while len(list(tmp_path.glob("*.ready"))) < len(names):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        (tmp_path / "go").touch()
+        assert [writer.wait(30) for writer in writers] == [0, 0, 0]
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
     lines = file_of(Journal(tmp_path, "r1", "x")).read_bytes().split(b"\n")
     records = [json.loads(line) for line in lines if line]
     assert len(records) == len(names) * count

@@ -133,6 +133,16 @@ def test_what_is_not_finite_fails(value, bound):
     assert judgement.reason == "it is not finite"
 
 
+@pytest.mark.parametrize("sample", [math.nan, math.inf])
+def test_a_window_that_is_not_finite_fails(sample):
+    measured = Measurement(
+        quantity="mean_kld", value=0.1, unit="nats", samples=(0.1, sample), sample_ids=("a", "b")
+    )
+    for bound in (budget(upper=1.0), baseline([0.1, 0.1], ids=["a", "b"], relative=0.05)):
+        judgement = judge(measured, bound)
+        assert (judgement.verdict, judgement.reason) == (FAIL, "it is not finite")
+
+
 @pytest.mark.parametrize("ends", [{"upper": math.nan}, {"lower": math.nan}, {"center": math.nan}])
 def test_a_bound_that_is_no_number_passes_nothing(ends):
     # Whether it is refused or not passed is all the same; a gate that is always open is not.
@@ -160,6 +170,22 @@ def test_identical_windows_pass(n, higher, tolerance):
     bound = baseline(values, higher_is_better=higher, **tolerance)
     judgement = judge(over_windows(values), bound)
     assert judgement.verdict is PASS, judgement.reason
+
+
+def test_what_differs_by_rounding_is_identical():
+    # Baselines hold eight digits.
+    then = [0.012345678, 0.98765432]
+    measured = over_windows([0.0123456783, 0.987654318])
+    judgement = judge(measured, baseline(then, relative=0.05))
+    assert judgement.verdict is PASS
+    assert judgement.reason == "identical to the baseline, paired over 2 windows"
+
+
+def test_windows_are_identical_only_all_together():
+    then = np.linspace(0.05, 0.06, 8)
+    now = then * 1.14
+    now[3] = then[3]
+    assert judge(over_windows(now), baseline(then, relative=0.05)).verdict is not PASS
 
 
 @lawful

@@ -145,10 +145,13 @@ def test_an_empty_table_is_its_header():
     [
         ("mean_kld", 3, 0.5, "0.5000"),
         ("mean_kld", 3, (0.5, 0.25), "0.5000 ±0.2500"),
+        ("mean_kld", 3, (1234.5, 0.25), "1.23e+03 ±0.2500"),
         ("mean_kld", 3, None, "nan"),
         ("mean_kld", 3, 0.00001, "0.0000"),
         ("ln_ppl_ratio", 4, math.log(2), "2.0000"),
         ("ln_ppl_ratio", 4, -0.01, "0.9900"),
+        ("ln_ppl_ratio", 4, 20.0, "4.85e+08"),
+        ("ln_ppl_ratio", 4, 5000.0, "> 1e21"),
         ("ln_ppl_ratio", 4, None, "nan"),
         ("peak_memory", 5, 1.25 * MIB, "1.2"),
         ("peak_memory", 5, None, "nan"),
