@@ -2,17 +2,17 @@
 
     python benchmarks/collect.py
 
-Prints the time that the unused plugin adds to ``pytest --collect-only`` (median of paired runs),
-and the time to collect 10,000 cells. Needs no runtime and no weights.
+Prints the processor time that the unused plugin adds to ``pytest --collect-only`` (median of paired
+runs), and that of collecting 10,000 cells. Needs no runtime and no weights.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 PAIRS = 15
@@ -20,11 +20,12 @@ CELLS = 10_000
 
 
 def seconds(*args: str, cwd: str) -> float:
-    """Time one ``pytest --collect-only``."""
+    """Measure the processor time of one ``pytest --collect-only``: it waits for nothing."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    begin = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*command, *args], cwd=cwd, capture_output=True, check=True)
-    return time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def unused() -> None:

@@ -101,7 +101,7 @@ def exact_log_softmax(logits):
 @pytest.mark.parametrize("shift", [0.0, -30.0, 1e4])
 def test_log_softmax_agrees_with_float64(scale, shift):
     rng = np.random.default_rng(3)
-    logits = (rng.standard_normal((5, 20_000)) * scale + shift).astype(np.float32)
+    logits = (rng.standard_normal((19, 20_000)) * scale + shift).astype(np.float32)
     given_logits = logits.copy()
     found = log_softmax(logits)
     assert found.dtype == np.float32

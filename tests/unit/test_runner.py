@@ -510,7 +510,10 @@ def test_a_real_sigint_ends_the_worker_and_all_it_started(run, started, tmp_path
     note = tmp_path / "pids"
 
     def interrupt():
+        end = time.monotonic() + LONG
         while not (note.exists() and note.read_text().endswith("\n")):
+            if time.monotonic() > end:
+                return
             time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
