@@ -26,7 +26,7 @@ WAIT_SECONDS = 0.2
 
 
 def lock_path() -> Path:
-    """Name the lock file of this machine: in a machine-local folder, the same for every user."""
+    """Name the lock file of this machine, the same for every user of its temporary folder."""
     folder = os.environ.get("PYTEST_ONDEVICE_LOCK_DIR") or tempfile.gettempdir()
     return Path(folder, "pytest-ondevice-local.lock")
 

@@ -131,7 +131,7 @@ def show_bound(bound: Bound, unit: str) -> str:
 
 
 def show(value: float | None, unit: str) -> str:
-    """Write a value with its unit as a person would: bytes in MiB, shares in percent."""
+    """Write a value with its unit as a person would: bytes in MiB."""
     if value is None:
         return "not finite"
     if unit == "B":

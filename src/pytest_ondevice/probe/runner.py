@@ -132,8 +132,9 @@ class _Watch:
             file.seek(self._position)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        self._position += len(whole)
-        for line in whole.splitlines():
+        for line in whole.splitlines(keepends=True):
+            # Line by line: what is heard when a reader is interrupted is not heard twice or lost.
+            self._position += len(line)
             try:
                 event = msgspec.json.decode(line, type=Event)
             except (msgspec.DecodeError, UnicodeDecodeError):

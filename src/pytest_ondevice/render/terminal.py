@@ -136,7 +136,11 @@ def _mark(measured: Measurement) -> str:
 def _verdict(report: Report, cell: CellReport) -> str:
     if cell.verdict is None:
         return "not run"
-    same = [one for one in report.checks if one.cell == cell.id and one.verdict is cell.verdict]
+    same = [
+        one
+        for one in report.checks
+        if one.cell == cell.id and one.verdict is cell.verdict and not one.advisory
+    ]
     if cell.verdict is Verdict.PASS:
         return "pass"
     return f"{cell.verdict}" + (f" ({len(same)})" if len(same) > 1 else "")

@@ -73,7 +73,7 @@ class ArtifactStore:
         return path, recipe
 
     def new_file(self) -> Path:
-        """Name a file that a worker may write; ``add`` moves it or ``discard`` removes it.
+        """Name a file that a worker may write; ``add`` moves it to its place.
 
         Raises:
             StorageError: The cache folder cannot be written.

@@ -88,7 +88,7 @@ class Baselines:
         kind: str,
         section: Section,
     ) -> Path:
-        """Write one kind of one cell; other kinds and unknown neighbours stay as they are.
+        """Write one kind of one cell; the other kinds stay as they are.
 
         Raises:
             BadFileError: What is there is no baseline; it is left alone.

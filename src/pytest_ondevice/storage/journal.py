@@ -97,6 +97,8 @@ class Journal:
             lines = self._path(key).read_bytes().splitlines()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StorageError(f"{self._path(key)}: cannot read it: {error.strerror}") from error
         records = []
         for line in lines:
             # A line torn by a full disk or a lost power supply is no record.
