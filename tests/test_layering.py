@@ -29,21 +29,35 @@ formats       errors model
 storage       errors model formats
 render        model
 probe         model
+layout
+strategies    model
+checkpoints   bpw
+mixes         model layout
+plan          model bpw layout mixes
+waivers       errors
+conclusion    errors model storage
 devices       errors model options
-matrix        errors model options
-provision     errors model bpw formats storage devices matrix
-measure       errors model stats storage probe devices matrix
+catalog       errors model
+matrix        errors model options storage catalog
+price         model storage plan matrix
+provision     errors model bpw formats storage devices catalog matrix price
+toll          errors formats storage matrix price
+planner       errors model options formats storage catalog matrix plan
+inspection    errors model bpw checkpoints formats storage matrix plan
+facts         model bpw formats matrix plan inspection
+measure       errors model options stats storage probe devices matrix price facts
 checks        model
 state         model checks
 api           errors model judgement measure state
 baselines     model storage api
-gather        errors model storage devices state baselines
+gather        errors model options judgement storage devices state baselines
 progress
 distribute    state
-hooks         errors model shipped options storage render devices matrix provision measure checks
-hooks         state gather progress distribute
+hooks         errors model shipped options waivers storage render probe devices matrix price toll
+hooks         provision measure checks state gather progress distribute
 fixtures      api baselines
 plugin        options hooks fixtures
+cli           errors options storage render devices catalog conclusion planner inspection
 """
 
 # Who may import what from elsewhere; every other module may not.
@@ -52,9 +66,11 @@ CONFINED = {
     "_pytest": set(),
     "xdist": {"distribute"},
     "llama_cpp": {"probe.engines"},
-    "huggingface_hub": {"storage.sources"},
-    "numpy": {"api", "probe", "stats"},
+    "huggingface_hub": {"storage.hub", "toll"},
+    "tqdm": {"storage.hub"},
+    "numpy": {"api", "formats.blocks", "probe", "stats"},
     "subprocess": {"probe.runner"},
+    "hypothesis": {"strategies"},
 }
 
 # What is read at every start of pytest, also where the plugin is not used.

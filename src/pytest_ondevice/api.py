@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import msgspec
 import pytest
 
 from .errors import OnDeviceError, did_you_mean
@@ -80,15 +81,31 @@ class Face:
     def _end(self, verdict: Verdict, message: str, *, fails: bool = False) -> NoReturn:
         """Record a verdict that needs no bound, and end the item with it."""
         __tracebackhide__ = True
-        self._found.results.append(
-            CheckResult(
-                check=check_id(self._item), cell=self._cell.id, verdict=verdict, message=message
-            )
-        )
+        check = check_id(self._item)
+        result = CheckResult(check=check, cell=self._cell.id, verdict=verdict, message=message)
         if fails or verdict is Verdict.FAIL:
-            title = f"{check_id(self._item)} {self._cell.id}"
-            pytest.fail(f"{title}: {verdict}: {message}", pytrace=False)
+            self._fail(result, f"{check} {self._cell.id}: {verdict}: {message}")
+        self._skip(result, message)
+
+    def _skip(self, result: CheckResult, message: str) -> NoReturn:
+        __tracebackhide__ = True
+        self._found.results.append(msgspec.structs.replace(result, outcome="skipped"))
         pytest.skip(message)
+
+    def _fail(self, result: CheckResult, text: str) -> NoReturn:
+        """End the item red, or xfailed where a waiver covers it."""
+        __tracebackhide__ = True
+        waivers = self._state.waivers
+        waiver = waivers.find(result.check, result.cell)
+        if waiver is not None and not self._item.config.option.runxfail:
+            why = f"{waiver.reason} (waived until {waiver.expires})"
+            waived = msgspec.structs.replace(result, outcome="xfailed", waived=why)
+            self._found.results.append(waived)
+            pytest.xfail(f"{why}; {result.message}")
+        if (expired := waivers.expired(result.check, result.cell)) is not None:
+            text += f"\n  waiver    expired on {expired.expires}: {expired.reason}"
+        self._found.results.append(msgspec.structs.replace(result, outcome="failed"))
+        pytest.fail(text, pytrace=False)
 
 
 class Measurer(Face):
@@ -157,26 +174,25 @@ class Checker(Face):
         if updates and moved and measured.value is not None:
             # The user accepts the new value on purpose; the message keeps what changed.
             judgement = Judgement(Verdict.PASS, f"recorded as baseline: {judgement.reason}")
-        self._found.results.append(
-            CheckResult(
-                check=check,
-                cell=self._cell.id,
-                verdict=judgement.verdict,
-                quantity=measured.quantity,
-                value=measured.value,
-                unit=measured.unit,
-                bound=bound,
-                message=judgement.reason,
-                advisory=measured.advisory,
-            )
+        result = CheckResult(
+            check=check,
+            cell=self._cell.id,
+            verdict=judgement.verdict,
+            quantity=measured.quantity,
+            value=measured.value,
+            unit=measured.unit,
+            bound=bound,
+            message=judgement.reason,
+            advisory=measured.advisory,
         )
         if judgement.verdict is Verdict.PASS:
+            self._found.results.append(result)
             return
         text = explain(measured, bound, judgement, f"{check} {self._cell.id}")
         if measured.advisory and judgement.verdict is Verdict.INVALID:
-            pytest.skip(f"invalid (advisory): {judgement.reason}")
+            self._skip(result, f"invalid (advisory): {judgement.reason}")
         self._bench.void(self._cell, measured.quantity)
-        pytest.fail(text, pytrace=False)
+        self._fail(result, text)
 
 
 class Generation(NamedTuple):

@@ -12,6 +12,9 @@ llama.cpp's ``llama_model_n_params``, and the BPW that it prints, count every el
 tensor in the file. The two agree exactly where a file has no such tensor and differ by a few dozen
 elements among billions where it has, as in Llama 3. Like there, an embedding that also serves as
 the output is one tensor and counts once, and padding between tensors does not count.
+
+Which tensors there are is told by the format: GGUF files here, checkpoints of Hugging Face in
+``checkpoints.py``. Both sum up in `sum_up`, so that one figure means the same in both.
 """
 
 from __future__ import annotations
@@ -53,11 +56,35 @@ class Tally(NamedTuple):
         """Bits per weight, None without weights."""
         return Fraction(8 * self.n_bytes, self.n_weights) if self.n_weights else None
 
-    def plus(self, tensor: TensorInfo) -> Tally:
+    def plus(self, tensor: TensorInfo | Entry) -> Tally:
         """Count one more tensor."""
         return Tally(
             self.n_tensors + 1, self.n_weights + tensor.n_weights, self.n_bytes + tensor.n_bytes
         )
+
+
+class Entry(NamedTuple):
+    """One tensor that holds weights, whatever format it is from.
+
+    Attributes:
+        name: Its name.
+        kind: The part of the model that it belongs to.
+        layer: Number of its repeating layer; None outside them.
+        scheme: How it is stored; what the histogram divides by.
+        n_weights: Number of its weights.
+        n_bytes: What they take, with what belongs to them.
+        is_matrix: Whether it has more than one row.
+        is_float: Whether each weight is a plain float: not quantized.
+    """
+
+    name: str
+    kind: Kind
+    layer: int | None
+    scheme: str
+    n_weights: int
+    n_bytes: int
+    is_matrix: bool
+    is_float: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +99,10 @@ class BpwAccount:
             stored as plain floats; None without such matrices. A matrix is a tensor of more than
             one row; stacks of experts are matrices too.
         not_counted: Tensors that hold no weights.
+        by_layer: Weights of the repeating layers, divided by the number of the layer; in order.
+            Where a model has several stacks of layers, as an encoder and a decoder, those of one
+            number count together.
+        by_tensor: All weights, divided by the name of the tensor; by name.
     """
 
     total: Tally
@@ -79,6 +110,8 @@ class BpwAccount:
     histogram: Mapping[str, Tally]
     float_matrix_share: Fraction | None
     not_counted: Tally
+    by_layer: Mapping[int, Tally]
+    by_tensor: Mapping[str, Tally]
 
     @property
     def n_weights(self) -> int:
@@ -112,7 +145,7 @@ class BpwAccount:
 
 
 # T5's encoder and decoder, and encoders of images and sounds, have their layers behind a prefix.
-_BODY = re.compile(r"(?:\w+\.)?blk\.\d+\.")
+_BODY = re.compile(r"(?:\w+\.)?blk\.(\d+)\.")
 _NORM = re.compile(r"norm(?:\.|$)")
 _ROPE = re.compile(r"(?:.+\.)?(?:rope_freqs|rope_factors_\w+|attn_rot_embd)(?:\.|$)")
 _EMBEDDINGS = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")
@@ -129,6 +162,12 @@ def kind_of(name: str) -> Kind:
     return Kind.OUTPUT if name.startswith("output.") else Kind.OTHER
 
 
+def layer_of(name: str) -> int | None:
+    """Tell from a tensor's name the number of its repeating layer, None outside them."""
+    match = _BODY.match(name)
+    return int(match[1]) if match else None
+
+
 def is_weight(tensor: TensorInfo) -> bool:
     """Whether a tensor's elements count as weights."""
     return not (by_name(tensor.type).is_integer or _ROPE.match(tensor.name))
@@ -140,20 +179,50 @@ def account(tensors: Iterable[TensorInfo]) -> BpwAccount:
     Raises:
         ValueError: No tensor holds weights, as in a file that has only a vocabulary.
     """
-    total = not_counted = Tally()
+    not_counted = Tally()
+    entries: list[Entry] = []
+    for tensor in tensors:
+        if is_weight(tensor):
+            entries.append(_entry(tensor))
+        else:
+            not_counted = not_counted.plus(tensor)
+    return sum_up(entries, not_counted)
+
+
+def _entry(tensor: TensorInfo) -> Entry:
+    return Entry(
+        name=tensor.name,
+        kind=kind_of(tensor.name),
+        layer=layer_of(tensor.name),
+        scheme=tensor.type,
+        n_weights=tensor.n_weights,
+        n_bytes=tensor.n_bytes,
+        is_matrix=tensor.n_weights > tensor.shape[0],
+        is_float=by_name(tensor.type).is_float,
+    )
+
+
+def sum_up(entries: Iterable[Entry], not_counted: Tally) -> BpwAccount:
+    """Make an account of tensors that hold weights, and of the sum of those that hold none.
+
+    Raises:
+        ValueError: There are no weights.
+    """
+    total = Tally()
     kinds = dict.fromkeys(Kind, Tally())
     histogram: dict[str, Tally] = {}
+    by_layer: dict[int, Tally] = {}
+    by_tensor: dict[str, Tally] = {}
     matrices: Counter[bool] = Counter()  # weights by whether they are floats
-    for tensor in tensors:
-        if not is_weight(tensor):
-            not_counted = not_counted.plus(tensor)
-            continue
-        kind = kind_of(tensor.name)
-        total = total.plus(tensor)
-        kinds[kind] = kinds[kind].plus(tensor)
-        histogram[tensor.type] = histogram.get(tensor.type, Tally()).plus(tensor)
-        if kind is Kind.BODY and tensor.n_weights > tensor.shape[0]:
-            matrices[by_name(tensor.type).is_float] += tensor.n_weights
+    for entry in entries:
+        total = total.plus(entry)
+        kinds[entry.kind] = kinds[entry.kind].plus(entry)
+        histogram[entry.scheme] = histogram.get(entry.scheme, Tally()).plus(entry)
+        by_tensor[entry.name] = by_tensor.get(entry.name, Tally()).plus(entry)
+        if entry.layer is not None:
+            by_layer[entry.layer] = by_layer.get(entry.layer, Tally()).plus(entry)
+        if entry.kind is Kind.BODY and entry.is_matrix:
+            matrices[entry.is_float] += entry.n_weights
     if not total.n_weights:
         raise ValueError("there are no weights to account for")
     return BpwAccount(
@@ -164,4 +233,6 @@ def account(tensors: Iterable[TensorInfo]) -> BpwAccount:
             Fraction(matrices[True], matrices.total()) if matrices.total() else None
         ),
         not_counted=not_counted,
+        by_layer=dict(sorted(by_layer.items())),
+        by_tensor=dict(sorted(by_tensor.items())),
     )

@@ -46,17 +46,7 @@ def locked(path: Path, waiting: Callable[[], bool] = lambda: False) -> Iterator[
     Raises:
         StorageError: The lock file cannot be opened.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Existing first: a sticky folder forbids O_CREAT on another user's file.
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            with contextlib.suppress(OSError):
-                os.fchmod(descriptor, 0o666)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot lock it: {error.strerror}") from error
+    descriptor = _open_lock(path)
     try:
         while True:
             try:
@@ -66,11 +56,40 @@ def locked(path: Path, waiting: Callable[[], bool] = lambda: False) -> Iterator[
                     yield None
                     return
                 time.sleep(WAIT_SECONDS)
-            else:
+                continue
+            if _is(descriptor, path):
                 break
+            # Someone cleaned the folder up: whoever comes next would lock another file.
+            os.close(descriptor)
+            descriptor = _open_lock(path)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Existing first: a sticky folder forbids O_CREAT on another user's file.
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            with contextlib.suppress(OSError):
+                os.fchmod(descriptor, 0o666)
+            return descriptor
+    except OSError as error:
+        raise StorageError(f"{path}: cannot lock it: {error.strerror}") from error
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    """Whether a path still names the file that a descriptor has open."""
+    try:
+        there = path.lstat()
+    except OSError:
+        return False
+    ours = os.fstat(descriptor)
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 @functools.cache
@@ -92,6 +111,12 @@ def runtime() -> Runtime:
         version=f"llama-cpp-python {version}",
         digest=digest.hexdigest()[:16],
     )
+
+
+def place(threads: int, gpu_layers: int) -> str:
+    """Name what time depends on beside the work itself."""
+    layers = f", {gpu_layers} layers on the GPU" if gpu_layers else ""
+    return f"{device().cpu}, {threads} threads{layers}, {runtime().digest}"
 
 
 @functools.cache

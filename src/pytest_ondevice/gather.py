@@ -12,9 +12,12 @@ import msgspec
 from .baselines import record
 from .devices import device, runtime
 from .errors import OnDeviceError
+from .judgement import show_bound
 from .model.report import SCHEMA_VERSION, CellReport, CheckResult, ItemReport, Report
 from .model.verdict import Verdict
-from .state import PROPERTY
+from .options import ALL_LAYERS, LOCK
+from .state import PREFIX, PROPERTY
+from .storage import pins
 from .storage.files import why_unwritable, write_atomic
 
 if TYPE_CHECKING:
@@ -59,13 +62,19 @@ class Gatherer:
         return bool(self._items)
 
     def take(self, report: pytest.TestReport) -> None:
-        """Take in what one phase of an item sent."""
+        """Take in what one phase of an item sent; leave properties that a person can read.
+
+        They go into JUnit XML, where the whole of it would bury the file.
+        """
+        kept: list[tuple[str, object]] = []
         for name, value in report.user_properties:
             if name != PROPERTY or not isinstance(value, str):
+                kept.append((name, value))
                 continue
             self.seen = True
             item = msgspec.json.decode(value, type=ItemReport)
             for result in item.results:
+                kept.extend(_properties(result))
                 self._items[result.check, result.cell, result.quantity] = result
             if item.artifact is not None:
                 self._artifacts[item.cell] = item.artifact
@@ -73,6 +82,7 @@ class Gatherer:
             measured.update({one.quantity: one for one in item.measurements})
             self._protocols.update(item.protocols)
             self._system_info = item.system_info or self._system_info
+        report.user_properties[:] = kept
 
     def report(self, *, complete: bool, notes: list[str]) -> Report:
         """Make the report of everything gathered so far."""
@@ -85,7 +95,11 @@ class Gatherer:
                 method=cell.method,
                 reference=cell.reference,
                 verdict=worst(
-                    [one.verdict for one in results if one.cell == cell.id and not one.advisory]
+                    [
+                        one.verdict
+                        for one in results
+                        if one.cell == cell.id and not one.advisory and not one.waived
+                    ]
                 ),
                 artifact=self._artifacts.get(cell.id),
                 measurements=self._measured.get(cell.id, {}),
@@ -105,12 +119,17 @@ class Gatherer:
                 "text": settings.text.name if settings.text else "shipped",
                 "windows": "all" if settings.windows is None else str(settings.windows),
                 "threads": str(settings.threads),
+                "gpu_layers": _layers(settings.gpu_layers),
                 "candidates": "yes" if settings.artifacts else "no",
             },
             cells=cells,
             checks=results,
             protocols=self._protocols,
-            notes=(*notes, *_remarks(cells)),
+            notes=(
+                *notes,
+                *_remarks(cells),
+                *self._state.waivers.remarks(results, complete=complete),
+            ),
         )
 
     def finish(self, report: Report) -> None:
@@ -124,7 +143,11 @@ class Gatherer:
                 shown = os.path.relpath(target, self._invocation)
                 self.lines.append(f"report: {shown}")
             if settings.update and report.complete:
-                self.lines.extend(record(report, sorted(settings.update), self._state.baselines))
+                kinds = sorted(settings.update - {LOCK})
+                if kinds:
+                    self.lines.extend(record(report, kinds, self._state.baselines))
+                if LOCK in settings.update:
+                    self.lines.extend(_pin(report, settings.rootdir / pins.NAME))
             elif settings.update:
                 self.lines.append("baselines not recorded: the run was interrupted")
         except OnDeviceError as error:
@@ -172,6 +195,39 @@ def worst(verdicts: list[Verdict]) -> Verdict | None:
         if verdict in verdicts:
             return verdict
     return None
+
+
+def _pin(report: Report, path: Path) -> list[str]:
+    """Pin the artifacts of a run, but for those of cells that failed."""
+    good = {
+        cell.id: pins.Pin(size=cell.artifact.size, sha256=cell.artifact.sha256)
+        for cell in report.cells
+        if cell.artifact is not None and cell.verdict is not Verdict.FAIL
+    }
+    left = [cell.id for cell in report.cells if cell.artifact is not None and cell.id not in good]
+    refused = [f"not pinned, since they failed: {', '.join(left)}"] if left else []
+    return [*(pins.record(path, good) or [f"{pins.NAME}: nothing changed"]), *refused]
+
+
+def _properties(result: CheckResult) -> list[tuple[str, object]]:
+    """Return a verdict as properties of its test case in JUnit XML."""
+    bound = result.bound
+    facts: dict[str, object] = {
+        "cell": result.cell,
+        "check": result.check,
+        "verdict": str(result.verdict),
+        "quantity": result.quantity,
+        "value": "" if result.value is None else f"{result.value:.10g}",
+        "unit": result.unit,
+        "bound": "" if bound is None else show_bound(bound, result.unit),
+        "message": result.message,
+        "waived": result.waived,
+    }
+    return [(f"{PREFIX}_{name}", fact) for name, fact in facts.items() if fact]
+
+
+def _layers(number: int) -> str:
+    return "all" if number == ALL_LAYERS else str(number)
 
 
 def _remarks(cells: tuple[CellReport, ...]) -> list[str]:

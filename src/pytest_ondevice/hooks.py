@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from . import shipped
 from .checks import check_of
-from .devices import device, runtime
+from .devices import available_memory, device, place, runtime
 from .errors import OnDeviceError
 from .gather import Gatherer
 from .matrix import cells as make_cells
@@ -20,17 +22,29 @@ from .matrix import require_runtime
 from .measure import Bench, check_text
 from .model.measurement import digest_of
 from .options import Settings, choose, parse
+from .price import price
+from .probe import runner
+from .probe.protocol import DescribeJob
 from .progress import make_progress, tail_progress
 from .provision import Provision
 from .render import terminal
 from .state import ITEM, PROPERTY, STATE, ItemState, State, cell_of, declared, report_item
+from .storage import pins
 from .storage.baselines import Baselines
+from .storage.cache import hold
+from .storage.costs import Costs
 from .storage.files import why_unwritable
 from .storage.journal import Journal, Run
+from .toll import confirm, quote, require_room
+from .waivers import Waivers
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
+
+    from .model.catalog import Cell
+    from .price import Price
+    from .storage.pins import Pins
 
 WORKERINPUT = "pytest_ondevice"
 
@@ -47,6 +61,8 @@ def wake(config: pytest.Config) -> None:
         matrix = make_cells(settings) if settings.models else ()
         if settings.methods and not settings.models:
             chosen_methods(settings)
+        waivers = _waivers(settings)
+        accepted = pins.read(settings.rootdir / pins.NAME) if settings.models else {}
         baselines = Baselines(settings.baselines, [shipped.folder("baselines")])
         if settings.runs_suites and not settings.models:
             raise settings.given["suites"].error(
@@ -60,8 +76,9 @@ def wake(config: pytest.Config) -> None:
     session = given.get("session") or uuid.uuid4().hex[:12]
     left_out = given.get("left_out", "").split(",")
     matrix = tuple(cell for cell in matrix if cell.id not in left_out)
-    config.stash[STATE] = State(settings, matrix, session, baselines)
+    config.stash[STATE] = State(settings, matrix, session, baselines, waivers)
     plugin = OnDevicePlugin(config, suites, given.get("run"))
+    plugin.pins = accepted
     if settings.runs_suites:
         _replace_args(config, settings)
     config.pluginmanager.register(plugin, "pytest_ondevice_session")
@@ -106,17 +123,26 @@ class OnDevicePlugin:
         self.gatherer = Gatherer(self.state, config)
         self.counted = 0
         self.notes: list[str] = []
+        self.price: Price | None = None
+        self.pins: Pins = {}
         self.left_out: set[str] = set()
         self.stop_tail: Any = None
+        self.cache_use: int | None = None
+        self.costs = Costs(
+            self.state.settings.cache,
+            place(self.state.settings.threads, self.state.settings.gpu_layers),
+        )
 
     # -- start
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Find every artifact before anything is measured; what is missing is told at once."""
         settings = self.state.settings
-        if self.worker or session.config.option.collectonly or not settings.models:
+        if self.worker or not settings.models:
             return
-        if settings.runs_suites:
+        if session.config.option.collectonly:
+            self._quote()
+        elif settings.runs_suites:
             self._resolve()
             self._open_run()
             if session.config.getoption("numprocesses", None):
@@ -135,8 +161,9 @@ class OnDevicePlugin:
         ]
         if self.run is not None and self.run.resumed:
             lines.append("ondevice: resuming the interrupted run; what it measured stands")
-        if self.provision is not None:
-            lines.extend(f"ondevice: {note}" for note in self.notes)
+        if self.price is not None:
+            lines.append(f"ondevice: price: {self.price.sentence()}")
+        lines.extend(f"ondevice: {note}" for note in self.notes)
         return lines
 
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
@@ -189,10 +216,13 @@ class OnDevicePlugin:
         state = self.state
         try:
             require_runtime()
+            self._use_cache()
+            _require_gpu(state.settings)
             self.provision = Provision(state.settings, runtime())
             explicit = state.settings.given["methods"].text is not None
             needed = {cell.method for cell in state.cells} if explicit else set()
-            able = self.provision.check(state.cells, sorted(needed))
+            able = self.provision.find(state.cells, sorted(needed))
+            self._pay(self.provision, able)
         except OnDeviceError as error:
             raise pytest.UsageError(str(error)) from error
         self.left_out = {cell.id for cell in state.cells} - {cell.id for cell in able}
@@ -203,10 +233,60 @@ class OnDevicePlugin:
         if unmatched := self.provision.unmatched():
             self.notes.append(f"files that match no cell: {', '.join(unmatched)}")
 
+    def _use_cache(self) -> None:
+        """Keep the cache from being pruned until the session ends."""
+        if self.cache_use is None:
+            self.cache_use = hold(self.state.settings.cache)
+
+    def _pay(self, provision: Provision, cells: tuple[Cell, ...]) -> None:
+        """Say what the run takes, ask where that is much, and download what is absent.
+
+        Raises:
+            OnDeviceError: Disk or memory cannot hold it, nobody said yes, a download failed.
+        """
+        settings = self.state.settings
+        loads = provision.loads(cells)
+        absent = provision.absent(cells)
+        whole = price(
+            loads,
+            {weights.place: weights.missing for weights in absent.values()},
+            self.costs,
+            windows=settings.windows,
+            threads=settings.threads,
+        )
+        self.price = whole
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if absent and reporter is not None:
+            # A download comes before the header, and what it takes comes before the download.
+            reporter.write_line(f"ondevice: price: {whole.sentence()}")
+        chosen = bool(self.config.option.keyword or self.config.option.markexpr)
+        # Of a part of the matrix nobody knows yet what it takes; a probe asks again.
+        require_room(whole, settings, free=None if chosen else available_memory())
+        if whole.asks and not settings.yes:
+            confirm(self.config, whole)
+        if absent:
+            progress = make_progress(self.config, None)
+            try:
+                provision.fetch(
+                    cells, lambda name, done, total: progress.update(name, "download", done, total)
+                )
+            finally:
+                progress.finish()
+
+    def _quote(self) -> None:
+        """Say the price of a run that is only collected, from what is known without a network."""
+        settings = self.state.settings
+        if not settings.runs_suites:
+            return
+        with contextlib.suppress(OnDeviceError):  # a run will say what is wrong
+            self.price = quote(settings, self.state.cells, self.costs)
+
     def _make_bench(self, ours: list[pytest.Item], foreign: int) -> None:
         state = self.state
         run = self._open_run()
-        provision = self.provision or Provision(state.settings, runtime())
+        self._use_cache()
+        resolved = self.worker and state.settings.runs_suites
+        provision = self.provision or Provision(state.settings, runtime(), resolved=resolved)
         references = {cell.model.name: cell for cell in state.cells if cell.reference}
         state.bench = Bench(
             settings=state.settings,
@@ -215,6 +295,8 @@ class OnDevicePlugin:
             references=references,
             progress=make_progress(self.config, self._progress_file() if self.worker else None),
             busy=self.worker and foreign > 0,
+            costs=self.costs,
+            pins=self.pins,
         )
         for item in ours:
             if self.config.pluginmanager.hasplugin("timeout"):
@@ -279,7 +361,7 @@ class OnDevicePlugin:
         """Send what the item found with its report, the one way that also works distributed."""
         if cell_of(item) is not None and (call.when == "call" or call.excinfo is not None):
             failed = call.excinfo is not None and not call.excinfo.errisinstance(
-                (pytest.skip.Exception,)
+                (pytest.skip.Exception, pytest.xfail.Exception)
             )
             why = call.excinfo.exconly(tryshort=True) if failed and call.excinfo else None
             sent = report_item(item, self.state, why)
@@ -287,8 +369,9 @@ class OnDevicePlugin:
             item.user_properties.append((PROPERTY, msgspec.json.encode(sent).decode()))
         return (yield)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Gather what items sent."""
+        """Gather what items sent, before JUnit XML is made of it."""
         if not self.worker:
             self.gatherer.take(report)
 
@@ -313,6 +396,9 @@ class OnDevicePlugin:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         if self.run is not None:
             self.run.close(finished=ended)
+        if self.cache_use is not None:
+            os.close(self.cache_use)
+            self.cache_use = None
 
     def _should_have_gated(self, session: pytest.Session, exitstatus: int) -> bool:
         asked = self.state.settings.runs_suites and not session.config.option.collectonly
@@ -331,6 +417,36 @@ def _suites(settings: Settings) -> tuple[str, ...]:
         return shipped.SUITES
     value = settings.given["suites"]
     return tuple(choose(value, "suite", name, shipped.SUITES) for name in settings.suites)
+
+
+def _waivers(settings: Settings) -> Waivers:
+    if settings.waivers is None:
+        return Waivers()
+    try:
+        return Waivers.read(settings.waivers)
+    except OnDeviceError as error:
+        raise settings.given["waivers"].error(str(error)) from error
+
+
+def _require_gpu(settings: Settings) -> None:
+    """Ask the runtime whether it can offload anything; a slow pass on the CPU would be a lie.
+
+    Raises:
+        OnDeviceError: It cannot.
+    """
+    if not settings.gpu_layers:
+        return
+    result = runner.run(DescribeJob(), timeout=settings.timeout)
+    if result.payloads.get("start", {}).get("gpu_offload"):
+        return
+    ending = next(iter(result.endings.values()), None)
+    raise settings.given["gpu-layers"].error(
+        f"the runtime cannot be asked: {ending.message}"
+        if ending is not None
+        else f"{runtime().version} was built without GPU support, or sees no GPU; build it with one"
+        " (CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir"
+        " llama-cpp-python), or leave the option away"
+    )
 
 
 def _check_run(config: pytest.Config, settings: Settings) -> None:

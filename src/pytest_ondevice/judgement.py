@@ -149,6 +149,7 @@ def explain(measured: Measurement, bound: Bound, judgement: Judgement, title: st
     lines = [
         f"{title}: {judgement.verdict}: {judgement.reason}",
         f"  measured  {measured.quantity} {show(measured.value, measured.unit)}{error}{count}",
+        *([f"  detail    {measured.detail}"] if measured.detail else []),
         f"  bound     {show_bound(bound, measured.unit)}",
         f"  source    {bound.source}{': ' + bound.detail if bound.detail else ''}",
     ]

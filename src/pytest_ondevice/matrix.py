@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import tomllib
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from .errors import BadFileError, MissingError, did_you_mean
-from .model.catalog import Cell, Model, ModelSource
+from .catalog import models
+from .errors import MissingError, OnDeviceError
+from .model.catalog import Cell
 from .model.quant_types import FILE_TYPES
 from .options import choose
+from .storage.candidates import Candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from .options import Settings, Value
 
@@ -27,32 +25,14 @@ METHOD_GROUPS: Mapping[str, tuple[str, ...]] = {
     "study": ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q8_0"),
 }
 
+DEFAULT_METHODS = ("study",)
+
 REFERENCE = "F16"
 """The method of the cell that loss is measured against."""
 
 FLOAT_METHODS = frozenset({"F32", "F16", "BF16"})
 
 _FTYPE = re.compile(r"^LLAMA_FTYPE_(?:ALL|MOSTLY)_(\w+) = (\d+)$", re.MULTILINE)
-
-
-class _Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    schema: int
-    models: dict[str, Model]
-
-
-@cache
-def catalog() -> Mapping[str, Model]:
-    """Read the catalog that ships.
-
-    Raises:
-        BadFileError: The file is not a catalog; the message names the place inside it.
-    """
-    file = resources.files("pytest_ondevice") / "data" / "catalog.toml"
-    try:
-        read = msgspec.convert(tomllib.loads(file.read_text("utf-8")), _Catalog)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise BadFileError(str(file), str(error)) from error
-    return {name: msgspec.structs.replace(model, name=name) for name, model in read.models.items()}
 
 
 @cache
@@ -66,6 +46,14 @@ def runtime_methods() -> Mapping[str, int]:
     if bindings is None:
         return {name: file_type.id for name, file_type in FILE_TYPES.items()}
     return {name: int(number) for name, number in _FTYPE.findall(bindings.read_text("utf-8"))}
+
+
+def file_type_name(number: int | None) -> str | None:
+    """Name a llama.cpp file type by its id."""
+    for name, known in runtime_methods().items():
+        if known == number:
+            return name
+    return None
 
 
 def _bindings() -> Path | None:
@@ -94,35 +82,37 @@ def require_runtime() -> None:
 def methods(settings: Settings) -> tuple[str, ...]:
     """Expand groups and spellings to file types, the reference first, duplicates merged.
 
+    Without a choice they are those of the candidates' folder, or those of the study.
+
     Raises:
         OptionError: A name is no file type of the installed llama.cpp and no group.
     """
-    value = settings.given["methods"]
+    named = settings.methods or _offered(settings) or DEFAULT_METHODS
+    return tuple(dict.fromkeys((REFERENCE, *expand(named, settings.given["methods"]))))
+
+
+def expand(named: Iterable[str], value: Value) -> tuple[str, ...]:
+    """Expand groups and spellings to file types, duplicates merged.
+
+    Raises:
+        OptionError: A name is no file type of the installed llama.cpp and no group.
+    """
     known = [*runtime_methods(), *METHOD_GROUPS]
-    chosen: list[str] = [REFERENCE]
-    for name in settings.methods:
+    chosen: list[str] = []
+    for name in named:
         method = choose(value, "method", name, known)
         chosen.extend(METHOD_GROUPS.get(method, (method,)))
     return tuple(dict.fromkeys(chosen))
 
 
-def models(settings: Settings) -> tuple[Model, ...]:
-    """Find every model that the user named.
-
-    Raises:
-        OptionError: A name is neither in the catalog nor a file; two models have one name.
-    """
-    value = settings.given["models"]
-    found: dict[str, Model] = {}
-    for name in settings.models:
-        model = _model(name, value, settings)
-        other = found.setdefault(model.name, model)
-        if other.sources != model.sources:
-            raise value.error(
-                f"two files are named {model.name} ({other.sources[0].path} and"
-                f" {model.sources[0].path}); rename one, since cells are named after them"
-            )
-    return tuple(found.values())
+def _offered(settings: Settings) -> tuple[str, ...]:
+    """Name the methods that a folder of candidates has files of."""
+    if not isinstance(settings.artifacts, Path):
+        return ()
+    try:
+        return Candidates.in_folder(settings.artifacts).methods(runtime_methods())
+    except OnDeviceError as error:
+        raise settings.given["artifacts"].error(str(error)) from error
 
 
 def cells(settings: Settings) -> tuple[Cell, ...]:
@@ -133,34 +123,3 @@ def cells(settings: Settings) -> tuple[Cell, ...]:
         for model in models(settings)
         for method in chosen
     )
-
-
-def _model(name: str, value: Value, settings: Settings) -> Model:
-    known = catalog()
-    folded = {key.casefold(): key for key in known}
-    if name.casefold() in folded:
-        return known[folded[name.casefold()]]
-    if name.startswith("pkg:"):
-        package, slash, file = name[4:].partition("/")
-        if not slash or not package or not file:
-            raise value.error(f"'{name}' is not of the form pkg:MODULE/FILE")
-        source = ModelSource(package=package, file=file)
-        return Model(name=_slug(Path(file).stem), sources=(source,))
-    if name.endswith(".gguf") or "/" in name or "\\" in name:
-        base = settings.rootdir if value.origin.startswith("file ") else Path.cwd()
-        try:
-            path = base / Path(name).expanduser()
-            there, folder = path.exists(), path.is_dir()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise value.error(f"there is no file '{name}'") from error
-        if not there:
-            raise value.error(f"there is no file '{name}'")
-        if folder:
-            raise value.error(f"'{name}' is a folder; give a GGUF file")
-        return Model(name=_slug(path.stem), sources=(ModelSource(path=str(path)),))
-    raise value.error(f"unknown model '{name}'{did_you_mean(name, known)}")
-
-
-def _slug(text: str) -> str:
-    """Make a file's stem fit for cell ids, which ``-k`` and file names must be able to hold."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.").lower() or "model"

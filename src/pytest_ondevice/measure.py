@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,15 +16,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from . import facts
 from .devices import available_memory, device, lock_path, locked
 from .errors import MissingError, OnDeviceError, StorageError
 from .matrix import FLOAT_METHODS, runtime_methods
 from .model.ending import Ending, Kind
 from .model.measurement import Measurement, ProtocolFields, digest_of
-from .model.quant_types import FILE_TYPES
 from .model.quantity import DETERMINISTIC, QUANTITIES, Stage
+from .options import LOCK
+from .price import MEMORY_FACTOR, work
 from .probe import runner
 from .probe.protocol import (
+    MEMORY_EXECUTION,
     Execution,
     FidelityPlan,
     MeasureJob,
@@ -43,7 +47,9 @@ if TYPE_CHECKING:
     from .options import Settings
     from .probe.protocol import Event, Job
     from .provision import Artifact, Provision
+    from .storage.costs import Costs
     from .storage.journal import Journal, Record
+    from .storage.pins import Pins
 
 TEXT_VERSION = "v1"
 
@@ -98,6 +104,8 @@ class Bench:
         progress: Shows long work.
         declared: The stages that the collected items need, by cell id.
         busy: Other processes of this session run tests meanwhile: speed is disturbed.
+        costs: Keeps what stages take, for the price of later runs.
+        pins: The digests of accepted artifacts, by cell id.
     """
 
     settings: Settings
@@ -108,6 +116,8 @@ class Bench:
     declared: dict[str, set[Stage]] = field(default_factory=dict)
     busy: bool = False
     system_info: str = ""
+    costs: Costs | None = None
+    pins: Pins = field(default_factory=dict)
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _texts: tuple[tuple[Text, ...], str] | None = None
 
@@ -210,6 +220,8 @@ class Bench:
         The number of windows is not part of it: windows are paired by their ids.
         """
         fields: ProtocolFields = {"stage": str(stage)}
+        if stage is Stage.VALIDATE:
+            fields["counts"] = "tensor bytes"
         if stage in {Stage.HEADER, Stage.FIDELITY, Stage.MEMORY}:
             fields["lineage"] = self.artifact(cell).lineage[:16]
         if stage is Stage.FIDELITY:
@@ -218,11 +230,14 @@ class Bench:
             fields |= {"text": self._text()[1], "seed": plan.seed}
             fields |= {"top": plan.top, "tail": plan.tail}
         elif stage is Stage.MEMORY:
-            fields |= _fields(MemoryPlan())
+            fields |= _fields(self._memory_plan())
             fields |= {"page_size": os.sysconf("SC_PAGE_SIZE"), "libc": device().libc}
             fields |= {"type_k": "f16", "type_v": "f16"}
         elif stage is Stage.SPEED:
             fields |= _fields(self._speed_plan())
+        if not fields.get("gpu_layers", 1):
+            # On the CPU alone a protocol is what it was before there was a choice.
+            del fields["gpu_layers"]
         return fields
 
     def call(self, cell: Cell, call: str, **arguments: Any) -> dict[str, object]:
@@ -232,9 +247,8 @@ class Bench:
             StageFailedError: The worker died or failed.
         """
         artifact = self.artifact(cell)
-        execution = Execution(threads=self.settings.threads)
         job = ModelJob(
-            artifact=str(artifact.file.path), call=call, execution=execution, **arguments
+            artifact=str(artifact.file.path), call=call, execution=self._execution(), **arguments
         )
         with locked(lock_path()) as descriptor:
             result = self._run(cell, job, descriptor)
@@ -277,7 +291,7 @@ class Bench:
         job = MeasureJob(
             artifact=str(artifact.file.path),
             validate=Stage.VALIDATE in stages,
-            memory=MemoryPlan() if Stage.MEMORY in stages else None,
+            memory=self._memory_plan() if Stage.MEMORY in stages else None,
             speed=self._speed_plan() if Stage.SPEED in stages else None,
             fidelity=self._fidelity_plan(cell) if Stage.FIDELITY in stages else None,
         )
@@ -317,8 +331,14 @@ class Bench:
         descriptor: int | None,
         on_event: Callable[[Event], None] = lambda _: None,
     ) -> runner.Result:
+        began: dict[str, float] = {}
+
         def show(event: Event) -> None:
             on_event(event)
+            if event.event == "start":
+                began[event.stage] = time.monotonic()
+            elif event.event == "done" and event.stage in set(Stage):
+                self._count_cost(cell, Stage(event.stage), time.monotonic() - began[event.stage])
             if event.event == "done" and event.stage == "start":
                 self.system_info = str(event.payload.get("system_info", ""))
             elif event.event in {"start", "progress"} and event.stage != "start":
@@ -334,20 +354,28 @@ class Bench:
         finally:
             self.progress.finish()
 
+    def _count_cost(self, cell: Cell, stage: Stage, seconds: float) -> None:
+        if self.costs is None or self.busy:
+            return
+        made = self._artifacts.get(cell.id)
+        file = made.file if made else self.provision.source(cell.model)[0]
+        units = file.account.n_weights * work(stage, self.settings.windows)
+        self.costs.add(stage, cell.method, units, seconds)
+
     def _quantize(self, cell: Cell) -> Artifact:
         store = self.provision.store
         source, _ = self.provision.source(cell.model)
         key = self.provision.recipe_key(cell)
 
         def found() -> bool:
-            return self.provision.ready(cell) is not None
+            return self.provision.made(cell) is not None
 
         # Two locks, always in this order: one maker per recipe, one user of the device.
         with (
             locked(store.lock_file(key), waiting=found) as maker,
             locked(lock_path(), waiting=found) as descriptor,
         ):
-            ready = self.provision.ready(cell)
+            ready = self.provision.made(cell)
             if ready is not None or maker is None or descriptor is None:
                 assert ready is not None
                 return ready
@@ -375,6 +403,7 @@ class Bench:
                     size=0,
                     source_sha256=source.sha256,
                     source_type=source.type_name or "unknown",
+                    model=cell.model.name,
                     method=cell.method,
                     runtime=runtime.version,
                     runtime_digest=runtime.digest,
@@ -389,18 +418,18 @@ class Bench:
                     raise StageFailedError(cell, Stage.QUANTIZE, ending) from error
             finally:
                 part.unlink(missing_ok=True)
-            made = self.provision.ready(cell)
+            made = self.provision.made(cell)
             if made is None:
                 raise StorageError(f"{self.settings.cache}: the store lost what it was given")
             return made
 
     def _require_memory(self, cell: Cell) -> None:
         """Refuse to start what cannot fit: swapping disturbs, and the kernel's killer is blunt."""
-        size = self.artifact(cell).file.header.file_size
+        size = self.artifact(cell).file.header.file_size * MEMORY_FACTOR
         free = available_memory()
-        if free is not None and size * 1.1 > free:
+        if free is not None and size > free:
             raise StorageError(
-                f"{cell.id} needs about {megabytes(size * 1.1)} of memory, this machine has"
+                f"{cell.id} needs about {megabytes(size)} of memory, this machine has"
                 f" {megabytes(free)} available"
             )
 
@@ -429,8 +458,15 @@ class Bench:
 
     # -- plans
 
+    def _execution(self) -> Execution:
+        return Execution(threads=self.settings.threads, gpu_layers=self.settings.gpu_layers)
+
+    def _memory_plan(self) -> MemoryPlan:
+        layers = self.settings.gpu_layers
+        return MemoryPlan(execution=msgspec.structs.replace(MEMORY_EXECUTION, gpu_layers=layers))
+
     def _speed_plan(self) -> SpeedPlan:
-        return SpeedPlan(execution=Execution(threads=self.settings.threads))
+        return SpeedPlan(execution=self._execution())
 
     def _fidelity_plan(self, cell: Cell) -> FidelityPlan:
         return FidelityPlan(
@@ -438,7 +474,7 @@ class Bench:
             reference=str(self._reference_file(cell)),
             write=cell.reference,
             windows=self.settings.windows,
-            execution=Execution(threads=self.settings.threads),
+            execution=self._execution(),
         )
 
     def _reference(self, cell: Cell) -> Cell:
@@ -464,7 +500,13 @@ class Bench:
     def _reference_file(self, cell: Cell) -> Path:
         """Name the file of the reference's distributions after all they depend on."""
         artifact = self.artifact(self._reference(cell))
-        plan = FidelityPlan(texts=(), reference="", write=True, windows=self.settings.windows)
+        plan = FidelityPlan(
+            texts=(),
+            reference="",
+            write=True,
+            windows=self.settings.windows,
+            execution=Execution(gpu_layers=self.settings.gpu_layers),  # whatever the threads
+        )
         key = digest_of(
             {
                 "artifact": artifact.file.sha256,
@@ -474,7 +516,7 @@ class Bench:
                 "plan": msgspec.to_builtins(plan),
             }
         )
-        return self.settings.cache / "references" / f"{key}.npz"
+        return self.settings.cache / "references" / f"{cell.model.name}-{key}.npz"
 
     def _text(self) -> tuple[tuple[Text, ...], str]:
         """Return the evaluation text's files and the digest over their contents."""
@@ -499,32 +541,40 @@ class Bench:
     # -- figures that need no probe
 
     def _from_header(self, cell: Cell, name: str) -> Measurement:
-        file = self.artifact(cell).file
-        counted = file.account
-        share = counted.float_matrix_share
-        nominal = FILE_TYPES.get(cell.method)
-        values: dict[str, float | None] = {
-            "effective_bpw": counted.effective_bpw,
-            "body_bpw": counted.body_bpw,
-            "nominal_bpw": float(nominal.nominal_bpw) if nominal else None,
-            "file_size": float(file.header.file_size),
-            "weight_bytes": float(counted.n_bytes),
-            "float_body_share": None if share is None else float(share),
-            "file_type_matches": (
-                None if file.header.file_type is None else float(file.type_name == cell.method)
-            ),
-        }
-        value = values[name]
-        if value is None:
-            raise UnsupportedError(f"{name}: the artifact has no such part")
+        artifact = self.artifact(cell)
+        if name == "pin_matches" and LOCK in self.settings.update:
+            raise UnsupportedError("a pin; one is recorded by this run")
+        try:
+            fact = facts.of_header(name, artifact, self.pins)
+        except facts.AbsentError as error:
+            raise UnsupportedError(str(error)) from error
         return Measurement(
             quantity=name,
-            value=value,
+            value=fact.value,
             unit=QUANTITIES[name].unit,
+            detail=fact.detail,
             protocol=digest_of(self.protocol(cell, Stage.HEADER)),
         )
 
+    def _rederived(self, cell: Cell) -> Measurement:
+        """Make a candidate once more from the source, and compare tensor by tensor."""
+        artifact = self.artifact(cell)
+        if not self.settings.rederive:
+            raise UnsupportedError("--ondevice-rederive, which quantizes each candidate again")
+        if artifact.origin != "candidate":
+            raise UnsupportedError("a candidate: this artifact was made here")
+        try:
+            made = self.provision.made(cell) or self._quantize(cell)
+        except MissingError as error:
+            raise UnsupportedError(f"a source to make it from: {error}") from error
+        fact = facts.equal_share(artifact, made)
+        return Measurement(
+            quantity="rederived_share", value=fact.value, unit="1", detail=fact.detail
+        )
+
     def _from_recipe(self, cell: Cell, name: str) -> Measurement:
+        if name == "rederived_share":
+            return self._rederived(cell)
         recipe = self.artifact(cell).recipe
         if recipe is None:
             raise UnsupportedError("an artifact that was quantized here, not given ready-made")
@@ -580,7 +630,8 @@ def _disturbed(stage: Stage, payload: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _validated(name: str, payload: Mapping[str, Any]) -> Measurement:
-    return Measurement(quantity=name, value=float(bool(payload["valid"])), unit="")
+    value = payload["tensor_bytes"] if name == "runtime_tensor_bytes" else bool(payload["valid"])
+    return Measurement(quantity=name, value=float(value), unit="")
 
 
 def _fidelity(name: str, payload: Mapping[str, Any]) -> Measurement:

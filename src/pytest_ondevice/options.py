@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KINDS = ("fidelity", "size", "memory")
 """The kinds of baseline that can be recorded and required."""
 
+LOCK = "lock"
+"""What ``--ondevice-update`` records beside baselines: the digests of the artifacts."""
+
 BUDGETS = {"smoke": 16, "release": None}
 """Named budgets: the number of evaluation windows, None for all that the text holds."""
 
@@ -29,6 +32,9 @@ DEFAULT_TIMEOUT = 300.0
 
 MOST_THREADS = 512
 """llama.cpp's own limit (GGML_MAX_N_THREADS)."""
+
+ALL_LAYERS = 9999
+"""More layers than any model has: all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +93,11 @@ OPTIONS = (
     Option(
         "models",
         "NAMES",
-        "Models to gate, comma separated: catalog names (smollm2-135m), paths of GGUF files, or"
-        " pkg:MODULE/FILE. Typed on the command line without a path, it runs the shipped suites",
+        "Models to gate, comma separated: catalog names (smollm2-135m), paths of GGUF files,"
+        " hf:OWNER/REPO[:FILE][@REVISION], or pkg:MODULE/FILE. Typed on the command line without a"
+        " path, it runs the shipped suites",
     ),
+    Option("catalog", "FILE", "Your own catalog of models (TOML), beside the one that ships"),
     Option(
         "methods",
         "NAMES",
@@ -104,8 +112,14 @@ OPTIONS = (
     Option(
         "artifacts",
         "DIR",
-        "Release candidates: a folder of GGUF files named MODEL...METHOD.gguf, or a path with"
-        " {model} and {method} in it; taken instead of quantizing here",
+        "Release candidates, taken instead of quantizing here: a folder of GGUF files named"
+        " MODEL...METHOD.gguf, a path with {model} and {method} in it, or hf:OWNER/REPO[@REVISION]."
+        " Without --ondevice-methods, the methods are those found there",
+    ),
+    Option(
+        "rederive",
+        None,
+        "Quantize each candidate once more from the source and compare every tensor, bit for bit",
     ),
     Option("text", "FILE", "Evaluation text (UTF-8). Default: the text that ships"),
     Option(
@@ -113,6 +127,12 @@ OPTIONS = (
         "AMOUNT",
         "Evaluation windows of 512 tokens: smoke (16), release (all the text holds) or a number"
         " from 8. Default: smoke",
+    ),
+    Option(
+        "gpu-layers",
+        "N",
+        "Layers to offload to the GPU, or all. A runtime without GPU support is an error."
+        " Default: 0",
     ),
     Option("threads", "N", "Threads of the runtime. Default: the cores this process may use"),
     Option(
@@ -130,14 +150,25 @@ OPTIONS = (
     Option(
         "update",
         "KINDS",
-        "Record this run's measurements as baselines: fidelity, size, memory or all."
-        " Default when bare: all",
+        "Record this run's measurements as baselines: fidelity, size, memory or all; and with lock"
+        " the digests of its artifacts in ondevice.lock. Default when bare: all",
         const="all",
     ),
     Option(
         "require-baseline",
         "KINDS",
         "Fail, not skip, where a baseline of these kinds is missing: fidelity, size, memory, all",
+    ),
+    Option(
+        "waivers",
+        "FILE",
+        "Known failures (TOML): cell, check, reason, expires. A waived failure is xfail",
+    ),
+    Option(
+        "yes",
+        None,
+        "Do not ask before a run that downloads, stores or takes much; where nobody can be asked,"
+        " such a run is refused without this",
     ),
     Option("offline", None, "Use only what is on this machine; never ask a model hub"),
     Option("cache", "DIR", "Folder for artifacts and measurements. Default: the user's cache"),
@@ -208,16 +239,21 @@ class Settings:
 
     Attributes:
         models: Model names or paths as typed, duplicates merged, in order.
-        methods: Method or group names as typed, duplicates merged, in order.
+        methods: Method or group names as typed, duplicates merged, in order; empty without.
         suites: Names of suites, or None for all.
-        artifacts: Folder or pattern of release candidates.
+        catalog: The user's catalog of models, None for only the one that ships.
+        artifacts: Folder, pattern or hub repository (``hf:...``) of release candidates.
+        rederive: Make each candidate once more and compare.
         text: Evaluation text, None for the one that ships.
         windows: Number of evaluation windows, None for all.
+        gpu_layers: Layers to offload; ``ALL_LAYERS`` for all.
         threads: Threads of the runtime.
         report: Where the report goes, None where none is asked for.
         baselines: The user's baseline folder.
         update: Kinds of baselines to record.
         require_baseline: Kinds whose missing baseline is a failure.
+        waivers: File of known failures.
+        yes: Do not ask whether a costly run is meant.
         offline: Never ask a model hub.
         cache: Folder of the artifact store and the journal.
         timeout: Seconds without a sign of life after which a probe is stopped.
@@ -228,14 +264,19 @@ class Settings:
     models: tuple[str, ...]
     methods: tuple[str, ...]
     suites: tuple[str, ...] | None
-    artifacts: Path | None
+    catalog: Path | None
+    artifacts: Path | str | None
+    rederive: bool
     text: Path | None
     windows: int | None
+    gpu_layers: int
     threads: int
     report: Path | None
     baselines: Path
     update: frozenset[str]
     require_baseline: frozenset[str]
+    waivers: Path | None
+    yes: bool
     offline: bool
     cache: Path
     timeout: float
@@ -301,18 +342,29 @@ def parse(config: pytest.Config) -> Settings:
     runs_suites = bool(given["models"].text and typed(config, "models")) or typed(config, "suites")
     threads = one("threads", int, f"a number of threads from 1 to {MOST_THREADS}", 1, MOST_THREADS)
     timeout = one("timeout", float, "a number of seconds from 0.1 to a day", 0.1, 86_400)
+    every = (given["gpu-layers"].text or "").casefold() == "all"
+    layers = None
+    if not every:
+        layers = one("gpu-layers", int, f"all or a number of layers to {ALL_LAYERS}", 0, ALL_LAYERS)
+    repository = given["artifacts"].text or ""
+    artifacts = repository if repository.startswith("hf:") else path("artifacts")
     return Settings(
         models=names(given["models"]),
-        methods=names(given["methods"]) or ("study",),
+        methods=names(given["methods"]),
         suites=names(given["suites"]) or None,
-        artifacts=path("artifacts"),
+        catalog=path("catalog"),
+        artifacts=artifacts,
+        rederive=_switch(given["rederive"]),
         text=path("text"),
         windows=_windows(given["budget"]),
+        gpu_layers=ALL_LAYERS if every else int(layers or 0),
         threads=usable_cores() if threads is None else int(threads),
         report=path("report"),
         baselines=path("baselines") or config.rootpath / "baselines",
-        update=_kinds(given["update"]),
+        update=_kinds(given["update"], LOCK),
         require_baseline=_kinds(given["require-baseline"]),
+        waivers=path("waivers"),
+        yes=_switch(given["yes"]),
         offline=_switch(given["offline"]),
         cache=path("cache") or default_cache(),
         timeout=DEFAULT_TIMEOUT if timeout is None else timeout,
@@ -358,9 +410,10 @@ def _windows(value: Value) -> int | None:
     raise value.error("not a budget; give smoke, release or a number of windows from 8")
 
 
-def _kinds(value: Value) -> frozenset[str]:
-    chosen = [choose(value, "kind", name, (*KINDS, "all")) for name in names(value)]
-    return frozenset(KINDS if "all" in chosen else chosen)
+def _kinds(value: Value, *more: str) -> frozenset[str]:
+    chosen = [choose(value, "kind", name, (*KINDS, *more, "all")) for name in names(value)]
+    every = KINDS if "all" in chosen else ()
+    return frozenset({*chosen, *every} - {"all"})
 
 
 def _switch(value: Value) -> bool:

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bpw import BpwAccount, account
+from .catalog import hub_source
 from .devices import runtime_knows
-from .errors import BadFileError, MissingError, OnDeviceError
-from .formats.gguf import read_header
-from .matrix import FLOAT_METHODS, REFERENCE, runtime_methods
+from .errors import BadFileError, MissingError, OnDeviceError, OptionError
+from .formats.gguf import read_model
+from .matrix import REFERENCE, file_type_name
 from .model.measurement import digest_of
-from .model.quant_types import FILE_TYPES
 from .model.report import ArtifactFacts, TypeShare
+from .price import Load, guessed_size, n_weights, planned_size
 from .storage.artifacts import ArtifactStore, Recipe
-from .storage.files import require_space, sha256_of
-from .storage.sources import Candidates, locate
+from .storage.candidates import Candidates
+from .storage.files import sha256_of
+from .storage.sources import locate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from .model.artifact import Header
     from .model.catalog import Cell, Model
     from .model.device import Runtime
     from .options import Settings
+    from .storage.shelf import Weights
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file that passed the header check, with its digest."""
+    """A model file that passed the header check, with its digest.
 
-    path: Path
+    Attributes:
+        parts: Its files, more than one if it is split.
+        sha256: Digest of the file; of a split model, of its parts' digests one after the other.
+        header: The header, joined over the parts.
+    """
+
+    parts: tuple[Path, ...]
     sha256: str
     header: Header
+
+    @property
+    def path(self) -> Path:
+        """What a runtime is given: the file, or the first part; it finds the others beside it."""
+        return self.parts[0]
 
     @cached_property
     def account(self) -> BpwAccount:
@@ -58,7 +73,8 @@ class Artifact:
         source: The file it was made from, None if unknown.
         source_name: Where that is, in words.
         recipe: What making it cost, if it was made here.
-        lineage: Digest of what all artifacts of the model descend from: baselines compare by it.
+        ancestor: What all artifacts of the model descend from: its source, else the reference among
+            the candidates; None without either.
     """
 
     cell: Cell
@@ -67,7 +83,12 @@ class Artifact:
     source: GgufFile | None
     source_name: str
     recipe: Recipe | None
-    lineage: str
+    ancestor: GgufFile | None
+
+    @property
+    def lineage(self) -> str:
+        """Digest of what the artifacts of the model descend from: baselines compare by it."""
+        return (self.ancestor or self.file).sha256
 
     def facts(self) -> ArtifactFacts:
         """Describe it for the report."""
@@ -94,14 +115,6 @@ class Artifact:
         )
 
 
-def file_type_name(number: int | None) -> str | None:
-    """Name a llama.cpp file type by its id."""
-    for name, known in runtime_methods().items():
-        if known == number:
-            return name
-    return None
-
-
 def is_quantized(file: GgufFile) -> bool:
     """Whether a file's matrices are already quantized, by its bytes, not by its claim."""
     share = file.account.float_matrix_share
@@ -109,23 +122,25 @@ def is_quantized(file: GgufFile) -> bool:
 
 
 class Provision:
-    """Finds artifacts; making the missing ones is left to the caller, since it is measured too."""
+    """Finds artifacts; making the missing ones is left to the caller, since it is measured too.
 
-    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+    Args:
+        settings: The options.
+        runtime: The installed runtime.
+        resolved: Another process of this session has found and fetched everything already.
+    """
+
+    def __init__(self, settings: Settings, runtime: Runtime, *, resolved: bool = False) -> None:
         self.settings = settings
         self.runtime = runtime
         self.store = ArtifactStore(settings.cache)
-        self._sources: dict[str, tuple[GgufFile, str] | OnDeviceError] = {}
-        self._files: dict[Path, GgufFile] = {}
-        self._candidates: Candidates | None = None
-        if settings.artifacts is not None:
-            try:
-                self._candidates = Candidates(settings.artifacts)
-            except OnDeviceError as error:
-                raise settings.given["artifacts"].error(str(error)) from error
+        self._offline = settings.offline or resolved
+        self._places: dict[str, Weights | OnDeviceError] = {}
+        self._files: dict[tuple[Path, ...], GgufFile] = {}
+        self._candidates = self._find_candidates()
 
-    def check(self, cells: Sequence[Cell], needs_source: Sequence[str]) -> tuple[Cell, ...]:
-        """Check that every cell has, or can be given, an artifact; touches no weights.
+    def find(self, cells: Sequence[Cell], needs_source: Sequence[str]) -> tuple[Cell, ...]:
+        """Find out which cells have, or can be given, an artifact; downloads nothing.
 
         Args:
             cells: The matrix.
@@ -136,49 +151,66 @@ class Provision:
             The cells that can be measured.
 
         Raises:
-            OnDeviceError: A source or candidate is missing or broken, or the disk is too small.
+            OnDeviceError: A source or candidate is missing or broken.
         """
         able = []
-        needed = 0
         for cell in cells:
-            candidate = self._candidate(cell)
-            if candidate is not None:
-                self._file(candidate)
-                able.append(cell)
-                continue
-            try:
-                source, _ = self.source(cell.model)
-            except MissingError:
-                if self._any_candidate(cell.model, cells) and cell.method not in needs_source:
-                    continue
-                raise
+            weights = self._candidate(cell)
+            if weights is None:
+                try:
+                    weights = self._place(cell.model)
+                except MissingError:
+                    if self._any_candidate(cell.model, cells) and cell.method not in needs_source:
+                        continue
+                    raise
+            if weights.here() is not None:
+                self._file(weights)
             able.append(cell)
-            if source.type_name != cell.method and self.ready(cell) is None:
-                needed += self.expected_size(cell)
-        if needed:
-            require_space(self.settings.cache, needed, "quantizing")
+        self._require_candidates()
         return tuple(able)
 
     def unmatched(self) -> tuple[str, ...]:
         """Name the candidates that no cell has taken."""
-        return self._candidates.unmatched() if self._candidates else ()
+        return self._candidates.unmatched() if self._candidates is not None else ()
+
+    def absent(self, cells: Sequence[Cell]) -> dict[str, Weights]:
+        """Return what has to be downloaded for some cells, by what it is for."""
+        found: dict[str, Weights] = {}
+        for cell in cells:
+            candidate = self._candidate(cell)
+            weights = candidate or self._place(cell.model)
+            if weights.here() is None and weights not in found.values():
+                found[cell.id if candidate else cell.model.name] = weights
+        return found
+
+    def fetch(self, cells: Sequence[Cell], tick: Callable[[str, float, float], None]) -> None:
+        """Download what is not on this machine, and check every header.
+
+        Raises:
+            OnDeviceError: It cannot be had, or is damaged.
+        """
+        for name, weights in self.absent(cells).items():
+            try:
+                weights.fetch(partial(tick, name))
+            except MissingError as error:
+                raise MissingError(f"{name}: {error}") from error
+            self._file(weights)
+
+    def loads(self, cells: Sequence[Cell]) -> tuple[Load, ...]:
+        """Say what each cell will take, as far as it is known before anything is fetched."""
+        return tuple(self._load(cell) for cell in cells)
 
     def source(self, model: Model) -> tuple[GgufFile, str]:
-        """Find a model's source, with its place in words.
+        """Find a model's source, with its place in words, downloading it if it is absent.
 
         Raises:
             OnDeviceError: It is missing or broken.
         """
-        if model.name not in self._sources:
-            try:
-                path, place = locate(model, offline=self.settings.offline)
-                self._sources[model.name] = (self._file(path), str(place))
-            except OnDeviceError as error:
-                self._sources[model.name] = error
-        found = self._sources[model.name]
-        if isinstance(found, OnDeviceError):
-            raise found
-        return found
+        weights = self._place(model)
+        file = self._file(weights)
+        commit = weights.shelf.commit(weights.parts[0])
+        place = weights.place.partition("@")[0] + f"@{commit}" if commit else weights.place
+        return file, place
 
     def ready(self, cell: Cell) -> Artifact | None:
         """Return a cell's artifact if it is at hand: a candidate, the source, or in the store.
@@ -189,6 +221,14 @@ class Provision:
         candidate = self._candidate(cell)
         if candidate is not None:
             return self._artifact(cell, self._file(candidate), "candidate", None)
+        return self.made(cell)
+
+    def made(self, cell: Cell) -> Artifact | None:
+        """Return what this machine has made of the source, or the source itself; no candidate.
+
+        Raises:
+            OnDeviceError: What it is made from is missing or broken.
+        """
         source, _ = self.source(cell.model)
         if source.type_name == cell.method:
             return self._artifact(cell, source, "source", None)
@@ -196,7 +236,7 @@ class Provision:
         if stored is None:
             return None
         path, recipe = stored
-        return self._artifact(cell, self._file(path), "quantized", recipe)
+        return self._artifact(cell, self._stored(path), "quantized", recipe)
 
     def recipe_key(self, cell: Cell) -> str:
         """Name what a cell's artifact is made of and with."""
@@ -206,20 +246,68 @@ class Provision:
         )
 
     def expected_size(self, cell: Cell) -> int:
-        """Estimate the bytes of an artifact from above, for the disk's sake.
-
-        Tensors whose rows do not fit the method's blocks fall back to wider types, and
-        embeddings are kept wide; three bits more than nominal cover both.
-        """
+        """Say how long an artifact will be that is made from the source at hand."""
         source, _ = self.source(cell.model)
-        nominal = float(FILE_TYPES[cell.method].nominal_bpw) if cell.method in FILE_TYPES else 16.0
-        bits = nominal if cell.method in FLOAT_METHODS else min(nominal + 3, 16.0)
-        return int(source.account.n_weights * bits / 8) + source.header.data_offset
+        planned = planned_size(cell.model, source.header, cell.method)
+        return planned or guessed_size(source.account.n_weights, cell.method)
 
-    def _candidate(self, cell: Cell) -> Path | None:
+    def _load(self, cell: Cell) -> Load:
+        weights = self._candidate(cell)
+        if weights is not None:
+            size = weights.size
+            return Load(cell, n_weights(cell.model, None) or size, size, make=False)
+        place = self._place(cell.model)
+        header = self._file(place).header if place.here() is not None else None
+        count = n_weights(cell.model, header) or place.size // 2
+        as_it_is = cell.method in {place.file_type, header and file_type_name(header.file_type)}
+        if as_it_is:
+            return Load(cell, count, place.size, make=False)
+        size = planned_size(cell.model, header, cell.method) or guessed_size(count, cell.method)
+        make = header is None or self.store.find(self.recipe_key(cell)) is None
+        return Load(cell, count, size, make=make)
+
+    def _find_candidates(self) -> Candidates | None:
+        place = self.settings.artifacts
+        if place is None:
+            return None
+        value = self.settings.given["artifacts"]
+        try:
+            if isinstance(place, Path):
+                return Candidates.in_folder(place)
+            return Candidates.of_hub(hub_source(place, value), offline=self._offline)
+        except OptionError:
+            raise
+        except OnDeviceError as error:
+            raise value.error(str(error)) from error
+
+    def _require_candidates(self) -> None:
+        """Refuse a folder of which nothing is used: the run would gate something else."""
+        if self._candidates is None or self._candidates.used():
+            return
+        names = self._candidates.names()
+        there = f"it has {', '.join(names[:4])}" if names else "it has no GGUF file"
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise self.settings.given["artifacts"].error(
+            f"nothing there is for a cell of this run; {there}{more}, a file for one is named"
+            " MODEL...METHOD.gguf"
+        )
+
+    def _candidate(self, cell: Cell) -> Weights | None:
         if self._candidates is None:
             return None
         return self._candidates.find(cell.model, cell.method)
+
+    def _place(self, model: Model) -> Weights:
+        """Locate a model's source once; that it is nowhere is remembered too."""
+        if model.name not in self._places:
+            try:
+                self._places[model.name] = locate(model, offline=self._offline)
+            except OnDeviceError as error:
+                self._places[model.name] = error
+        found = self._places[model.name]
+        if isinstance(found, OnDeviceError):
+            raise found
+        return found
 
     def _any_candidate(self, model: Model, cells: Sequence[Cell]) -> bool:
         return any(
@@ -231,28 +319,47 @@ class Provision:
         name = ""
         try:
             source, name = self.source(cell.model)
-            lineage = source.sha256
+            ancestor: GgufFile | None = source
         except MissingError:
             # Without a source, the reference among the candidates is what the others descend from.
             reference = self._candidates and self._candidates.find(cell.model, REFERENCE)
-            lineage = self._file(reference).sha256 if reference else file.sha256
+            ancestor = self._file(reference) if reference else None
         if origin == "candidate":
             source, name = None, ""
-        return Artifact(cell, file, origin, source, name, recipe, lineage)
+        return Artifact(cell, file, origin, source, name, recipe, ancestor)
 
-    def _file(self, path: Path) -> GgufFile:
-        if path not in self._files:
-            header = read_header(path)
-            if header.split is not None:
-                raise BadFileError(
-                    path,
-                    f"part {header.split[0] + 1} of {header.split[1]} of a split model; join the"
-                    " parts with llama-gguf-split --merge",
-                )
-            if not runtime_knows(header.architecture):
-                raise BadFileError(
-                    path,
-                    f"architecture '{header.architecture}' is unknown to {self.runtime.version}",
-                )
-            self._files[path] = GgufFile(path, sha256_of(path, self.settings.cache), header)
-        return self._files[path]
+    def _file(self, weights: Weights) -> GgufFile:
+        """Check headers and digests of a model file, downloading what is absent."""
+        paths = weights.here() or self._fetched(weights)
+        if paths not in self._files:
+            file = self._checked(paths)
+            for part, path in zip(weights.parts, paths, strict=True):
+                stated = weights.digest(part)
+                actual = sha256_of(path, self.settings.cache)
+                if stated is not None and stated != actual:
+                    raise BadFileError(
+                        path,
+                        f"its SHA-256 is {actual[:12]}..., it should be {stated[:12]}...; replace"
+                        " it, or correct what states the digest",
+                    )
+            self._files[paths] = file
+        return self._files[paths]
+
+    def _fetched(self, weights: Weights) -> tuple[Path, ...]:
+        return weights.fetch(lambda _done, _total: None)
+
+    def _stored(self, path: Path) -> GgufFile:
+        if (path,) not in self._files:
+            self._files[path,] = self._checked((path,))
+        return self._files[path,]
+
+    def _checked(self, paths: tuple[Path, ...]) -> GgufFile:
+        header = read_model(paths)
+        if not runtime_knows(header.architecture):
+            raise BadFileError(
+                paths[0],
+                f"architecture '{header.architecture}' is unknown to {self.runtime.version}",
+            )
+        digests = [sha256_of(path, self.settings.cache) for path in paths]
+        joined = hashlib.sha256("".join(digests).encode()).hexdigest()
+        return GgufFile(paths, digests[0] if len(digests) == 1 else joined, header)

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from .model.measurement import Measurement, ProtocolFields
     from .options import Settings
     from .storage.baselines import Baselines
+    from .waivers import Waivers
 
-PROPERTY = "ondevice"
+PREFIX = "ondevice"
+"""What the readable properties of an item begin with."""
+
+PROPERTY = "pytest_ondevice_item"
 """The name in ``user_properties`` under which an item's report travels, as JSON text."""
 
 
@@ -34,6 +38,7 @@ class State:
         session: Name of this pytest session, the same on every test worker.
         bench: What measures, once something is to be measured.
         baselines: The stored baselines.
+        waivers: Known failures.
         owners: The collected check that owns a stage of a cell, by stage and cell id.
     """
 
@@ -41,6 +46,7 @@ class State:
     cells: tuple[Cell, ...]
     session: str
     baselines: Baselines
+    waivers: Waivers
     bench: Bench | None = None
     owners: dict[tuple[Stage, str], str] = field(default_factory=dict)
 
@@ -84,7 +90,13 @@ def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemRep
     bad = {Verdict.FAIL, Verdict.INVALID, Verdict.INCONCLUSIVE, Verdict.NO_BASELINE}
     if failure is not None and not any(result.verdict in bad for result in results):
         results.append(
-            CheckResult(check=check_id(item), cell=cell.id, verdict=Verdict.FAIL, message=failure)
+            CheckResult(
+                check=check_id(item),
+                cell=cell.id,
+                verdict=Verdict.FAIL,
+                message=failure,
+                outcome="failed",
+            )
         )
     results = [msgspec.structs.replace(result, node=item.nodeid) for result in results]
     artifact = None

@@ -75,6 +75,18 @@ def test_the_wheel_holds_what_it_should_and_nothing_else(built):
     assert wheel.stat().st_size < 1_000_000
 
 
+def test_the_sdist_makes_the_wheel_that_the_checkout_makes(built, tmp_path):
+    made = run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    assert made.returncode == 0, made.stdout
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        wheel = zipfile.ZipFile(next(folder.glob("*.whl")))
+        return {name: wheel.read(name) for name in wheel.namelist()}
+
+    # The folder above is built from the sdist, as `python -m build` does.
+    assert contents(built) == contents(tmp_path)
+
+
 def test_the_sdist_can_be_tested(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = sdist.getnames()
@@ -104,17 +116,25 @@ def test_the_suites_are_a_package_too(python, cache, tmp_path):
     assert "2 passed" in done.stdout
 
 
-def test_every_pytest_command_of_the_readme_runs(python, cache, tmp_path):
-    """In order, in one folder; ``-k`` keeps them to the checks that need no probe."""
-    commands = re.findall(r"^\$ (pytest .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(commands) >= 4
+def test_every_command_of_the_docs_runs(python, cache, tmp_path):
+    """In order, in one folder; ``-k`` keeps runs to the checks that need no probe."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    commands = [
+        command
+        for page in pages
+        for command in re.findall(r"^\$ (pytest\b.*)$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(commands) >= 8
     (tmp_path / "release").mkdir()
     for number, command in enumerate(commands):
+        if "model.gguf" in command:
+            shutil.copyfile(next(cache.glob("objects/*/*.gguf")), tmp_path / "model.gguf")
         if "release/" in command:
             made = max(cache.glob("objects/*/*.gguf"), key=lambda path: -path.stat().st_size)
             shutil.copyfile(made, tmp_path / "release" / "smollm2-135m-Q4_0.gguf")
+        program, *arguments = command.split()
         done = run(
-            *(python, "-m", *command.split()),
+            *(python.with_name(program), *arguments),
             cwd=tmp_path,
             PYTEST_ADDOPTS="-k 'file_type or file_size'",
             PYTEST_ONDEVICE_CACHE=str(cache),

@@ -19,7 +19,7 @@ import pytest
 # Imported here so that the runs find it imported: numpy refuses to be imported a second time, and
 # pytester forgets what a run imported.
 import pytest_ondevice.hooks  # noqa: F401
-from pytest_ondevice import devices, matrix
+from pytest_ondevice import catalog, devices, matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ LLAMA_FTYPE_MOSTLY_Q5_K_M = 17
 
 
 def clear_caches() -> None:
-    for cached in (matrix.catalog, matrix.runtime_methods, devices.runtime, devices.device):
+    for cached in (catalog.catalog, matrix.runtime_methods, devices.runtime, devices.device):
         cached.cache_clear()
 
 

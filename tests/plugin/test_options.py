@@ -33,7 +33,7 @@ PRECEDENCE = [
     ("timeout", "timeout", ["3", "4.5", "5"], [3.0, 4.5, 5.0], options.DEFAULT_TIMEOUT),
     ("budget", "windows", ["9", "release", "10"], [9, None, 10], 16),
     ("models", "models", ["a", "b,c", "d"], [("a",), ("b", "c"), ("d",)], ()),
-    ("methods", "methods", ["Q4_0", "q8_0", "F16"], [("Q4_0",), ("q8_0",), ("F16",)], ("study",)),
+    ("methods", "methods", ["Q4_0", "q8_0", "F16"], [("Q4_0",), ("q8_0",), ("F16",)], ()),
     ("suites", "suites", ["a", "b", "c"], [("a",), ("b",), ("c",)], None),
     (
         "update",
@@ -231,9 +231,17 @@ MISTAKES = [
     ("models", ",", EMPTY),
     ("models", "smollm2-135m,", EMPTY),
     ("models", "smollm2-135m,,qwen2.5-0.5b", EMPTY),
-    ("models", "smollm2-135", "unknown model 'smollm2-135'; did you mean 'smollm2-135m'?"),
-    ("models", "SMOLLM2", "unknown model 'SMOLLM2'; did you mean 'smollm2-135m'?"),
-    ("models", "zzz", "unknown model 'zzz'; there are smollm2-135m, qwen2.5-0.5b,"),
+    (
+        "models",
+        "smollm2-135",
+        "unknown model 'smollm2-135'; did you mean 'smollm2-135m'?",
+    ),
+    (
+        "models",
+        "SMOLLM2",
+        "unknown model 'SMOLLM2'; did you mean smollm2-135m, smollm2-360m or smollm2-1.7b?",
+    ),
+    ("models", "zzz", "unknown model 'zzz'; there are smollm2-135m, smollm2-360m,"),
     ("models", "smollm2-135m,zzz", "unknown model 'zzz'; "),
     ("models", "gone.gguf", "there is no file 'gone.gguf'"),
     ("models", "gone/gone", "there is no file 'gone/gone'"),
@@ -252,7 +260,7 @@ MISTAKES = [
     ("suites", "zzz", "unknown suite 'zzz'; there are artifact, efficiency, fidelity, resources"),
     ("update", "", EMPTY),
     ("update", "memry", "unknown kind 'memry'; did you mean 'memory'?"),
-    ("update", "zzz", "unknown kind 'zzz'; there are fidelity, size, memory, all"),
+    ("update", "zzz", "unknown kind 'zzz'; there are fidelity, size, memory, lock, all"),
     ("require-baseline", "", EMPTY),
     ("require-baseline", "sizes", "did you mean 'size'?"),
     *[
@@ -345,7 +353,7 @@ def test_two_files_of_one_name_would_share_their_cells(project: Project, gguf_by
     project.write("a/m.gguf", gguf_bytes)
     project.write("b/M.gguf", gguf_bytes)
     found = project.refused("--collect-only", "--ondevice-models=a/m.gguf,b/M.gguf")
-    assert "two files are named m" in found
+    assert "two models are named m" in found
     assert "a/m.gguf and " in found
     assert "b/M.gguf" in found
     chosen = cells(project.parse("--ondevice-models=a/m.gguf,a/m.gguf"))

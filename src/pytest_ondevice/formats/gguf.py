@@ -15,7 +15,9 @@ import stat
 import struct
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import msgspec
 
 from pytest_ondevice.errors import BadFileError
 from pytest_ondevice.model.artifact import (
@@ -30,7 +32,7 @@ from pytest_ondevice.model.quant_types import QUANT_TYPES, REMOVED_TYPES
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -131,6 +133,7 @@ def read_header(
         metadata=metadata,
         tensors=tensors,
         alignment=alignment,
+        meta_size=cursor.pos,
         data_offset=data_offset,
         data_size=tensors[-1].offset + tensors[-1].n_bytes if tensors else 0,
         file_size=size,
@@ -138,6 +141,111 @@ def read_header(
         tokenizer_digest=tokenizer_digest,
         split=split,
     )
+
+
+def read_model(parts: Sequence[Path]) -> Header:
+    """Read the headers of a model's files and join them: all tensors, all bytes.
+
+    Args:
+        parts: Its files; of a split model all parts, in the order of their numbers.
+
+    Returns:
+        Of one file its header. Of several the first one's, with the tensors of all (offsets are
+        those in each tensor's own file), the sums of their sizes, and as ``meta_size`` what it
+        would be in one file, split keys included.
+
+    Raises:
+        BadFileError: A part is damaged, missing or of another model, or two hold one tensor.
+    """
+    headers = [read_header(path) for path in parts]
+    first, count = headers[0], len(headers)
+    if first.split is None and count == 1:
+        return first
+    tensors: dict[str, TensorInfo] = {}
+    for number, (path, header) in enumerate(zip(parts, headers, strict=True)):
+        stated = header.split
+        if stated is None:
+            raise BadFileError(path, "is named like a part of a split model and is a whole one")
+        if stated[1] != count:
+            raise BadFileError(
+                path, f"is a part of a model split in {stated[1]}, of which {_there(parts)}"
+            )
+        if stated[0] != number:
+            raise BadFileError(
+                path, f"says that it is part {stated[0] + 1}, its name says {number + 1}"
+            )
+        if header.architecture not in {"", first.architecture}:
+            raise BadFileError(
+                path, f"is of the architecture {header.architecture}, not the first's"
+            )
+        for tensor in header.tensors:
+            if tensor.name in tensors:
+                raise BadFileError(
+                    path, f"tensor {_shorten(tensor.name)} is in an earlier part too"
+                )
+            tensors[tensor.name] = tensor
+    stated_tensors = first.metadata.get("split.tensors.count")
+    if stated_tensors is not None and stated_tensors != len(tensors):
+        raise BadFileError(
+            parts[0], f"the model has {stated_tensors} tensors, its parts hold {len(tensors)}"
+        )
+    return msgspec.structs.replace(
+        first,
+        tensors=tuple(tensors.values()),
+        meta_size=first.meta_size
+        + sum(_info_bytes(tensor) for header in headers[1:] for tensor in header.tensors),
+        data_size=sum(header.data_size for header in headers),
+        file_size=sum(header.file_size for header in headers),
+    )
+
+
+class Place(NamedTuple):
+    """Where a tensor's bytes are: a file, the first byte in it, and how many."""
+
+    path: Path
+    start: int
+    n_bytes: int
+
+
+def tensor_places(parts: Sequence[Path]) -> dict[str, Place]:
+    """Find the bytes of every tensor of a model in its files.
+
+    Raises:
+        BadFileError: A file is damaged.
+    """
+    return {
+        tensor.name: Place(path, header.data_offset + tensor.offset, tensor.n_bytes)
+        for path in parts
+        for header in (read_header(path),)
+        for tensor in header.tensors
+    }
+
+
+def same_bytes(one: Place, other: Place) -> bool:
+    """Compare two tensors bit for bit, a piece at a time."""
+    if one.n_bytes != other.n_bytes:
+        return False
+    with one.path.open("rb") as first, other.path.open("rb") as second:
+        first.seek(one.start)
+        second.seek(other.start)
+        left = one.n_bytes
+        while left:
+            piece = first.read(min(left, _CHUNK))
+            if not piece or piece != second.read(len(piece)):
+                return False
+            left -= len(piece)
+    return True
+
+
+def _info_bytes(tensor: TensorInfo) -> int:
+    """Bytes that a tensor takes in a header: name, dimensions, type and offset."""
+    return 8 + len(tensor.name.encode()) + 4 + 8 * len(tensor.shape) + 4 + 8
+
+
+def _there(parts: Sequence[Path]) -> str:
+    """Say which parts of a split model are there."""
+    numbers = [path.stem.rpartition("-of-")[0].rpartition("-")[2] for path in parts]
+    return f"only {', '.join(numbers)} {'is' if len(parts) == 1 else 'are'} there"
 
 
 @contextmanager
@@ -354,7 +462,8 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> tuple[dict[str, Value], str 
         start = cursor.pos
         value, payload = _read_value(cursor, key)
         metadata[key] = value
-        if key.startswith("tokenizer."):
+        # How a conversation is put into words may change without the tokens.
+        if key.startswith("tokenizer.") and not key.startswith("tokenizer.chat_template"):
             # Hashed once: the digest of an ArrayInfo stands for its elements.
             if isinstance(value, ArrayInfo):
                 digest = bytes.fromhex(value.digest)

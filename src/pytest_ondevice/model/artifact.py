@@ -92,7 +92,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         file_size: Length of the file.
         file_type: ``general.file_type``, the id of a FileType; a claim, not a fact.
         tokenizer_digest: SHA-256 over all ``tokenizer.*`` keys and raw values in the order of the
-            keys, so that artifacts of one model agree. None without a tokenizer.
+            keys, so that artifacts of one model agree. Chat templates are no part of it. None
+            without a tokenizer.
+        meta_size: Where the header ends, before the padding in front of the data section.
         split: (number from 0, count) in a model of several files, else None.
     """
 
@@ -106,4 +108,5 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     file_size: int
     file_type: int | None = None
     tokenizer_digest: str | None = None
+    meta_size: int = 0
     split: tuple[int, int] | None = None

@@ -30,6 +30,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         reused: Read from an earlier session's journal, not measured in this one.
         disturbed: What disturbed the measurement, in words; empty if nothing was seen.
         advisory: No verdict depends on it.
+        detail: What the value is made of, for messages: which tensors, which digests.
     """
 
     quantity: str
@@ -43,6 +44,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     reused: bool = False
     disturbed: tuple[str, ...] = ()
     advisory: bool = False
+    detail: str = ""
 
 
 def digest_of(fields: Mapping[str, object]) -> str:

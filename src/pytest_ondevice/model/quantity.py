@@ -86,6 +86,52 @@ QUANTITIES = _table(
         Stage.HEADER,
         "1 when the file type that the header declares is the cell's method, else 0",
     ),
+    Quantity(
+        "tensor_bytes", "B", Stage.HEADER, "bytes of all tensors, rotary tables and indices too"
+    ),
+    Quantity(
+        "stray_bytes", "B", Stage.HEADER, "bytes of the file that belong to no tensor and no header"
+    ),
+    Quantity(
+        "planned_bpw",
+        "bits/weight",
+        Stage.HEADER,
+        "effective BPW that llama.cpp's rules for the method give tensors of these shapes",
+    ),
+    Quantity(
+        "planned_type_share",
+        "1",
+        Stage.HEADER,
+        "share of the weights whose tensor type is the one that the method gives them",
+    ),
+    Quantity(
+        "quantization_version",
+        "1",
+        Stage.HEADER,
+        "version of the block layouts that the header states, 0 if it states none",
+    ),
+    Quantity(
+        "tokenizer_matches",
+        "1",
+        Stage.HEADER,
+        "1 when the tokenizer is the source's: other token ids make every output another",
+    ),
+    Quantity(
+        "chat_template_matches", "1", Stage.HEADER, "1 when the chat template is the source's"
+    ),
+    Quantity(
+        "block_anomalies",
+        "1",
+        Stage.HEADER,
+        "number of tensors with NaN, infinite, absurd or lost block scales",
+    ),
+    Quantity("pin_matches", "1", Stage.HEADER, "1 when the artifact is the one that was accepted"),
+    Quantity(
+        "rederived_share",
+        "1",
+        Stage.QUANTIZE,
+        "share of a candidate's bytes that this llama.cpp makes of the source, bit for bit",
+    ),
     Quantity("quantize_time", "s", Stage.QUANTIZE, "wall time of llama_model_quantize"),
     Quantity("quantize_cpu_time", "s", Stage.QUANTIZE, "CPU time of llama_model_quantize"),
     Quantity(
@@ -96,6 +142,12 @@ QUANTITIES = _table(
     ),
     Quantity(
         "tensors_valid", "1", Stage.VALIDATE, "1 when the runtime loads it and every block is valid"
+    ),
+    Quantity(
+        "runtime_tensor_bytes",
+        "B",
+        Stage.VALIDATE,
+        "bytes of all tensors as the runtime counts them when it loads the artifact",
     ),
     Quantity(
         "mean_kld",

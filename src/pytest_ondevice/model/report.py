@@ -67,6 +67,8 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         bound: What it was held against.
         message: The verdict in words.
         advisory: The verdict decides nothing.
+        outcome: What the item ended with for it: passed, failed, skipped, or xfailed (waived).
+        waived: Why the failure is accepted, and until when; empty if it is not.
         node: The test item's id, for people; results are keyed by check, cell and quantity.
     """
 
@@ -79,6 +81,8 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     bound: Bound | None = None
     message: str = ""
     advisory: bool = False
+    outcome: str = "passed"
+    waived: str = ""
     node: str = ""
 
 

@@ -18,6 +18,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
         n_ctx: Tokens of the context.
         n_ubatch: Tokens of a micro-batch.
         threads: Threads; logits do not depend on them, time and memory do.
+        gpu_layers: Layers on the GPU; the runtime has to confirm them. 0 uses the CPU alone.
     """
 
     flash_attention: bool = True
@@ -26,6 +27,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     n_ctx: int = N_CTX
     n_ubatch: int = N_CTX
     threads: int = 2
+    gpu_layers: int = 0
 
 
 MEMORY_EXECUTION = Execution(repack=False, mapped=False)
@@ -100,6 +102,10 @@ class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     threads: int
 
 
+class DescribeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Only start the runtime and say what it can do."""
+
+
 class ModelJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A call from a user's test: tokenize, generate or logits.
 
@@ -122,7 +128,7 @@ class ModelJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     execution: Execution = Execution()
 
 
-Job = MeasureJob | QuantizeJob | ModelJob
+Job = MeasureJob | QuantizeJob | ModelJob | DescribeJob
 
 
 class Request(msgspec.Struct, frozen=True):

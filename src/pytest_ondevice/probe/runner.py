@@ -33,6 +33,11 @@ _ENVIRONMENT = (
     "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT", "TEMP", "TMP",
     "TMPDIR", "VIRTUAL_ENV",
 )  # fmt: skip
+_PREFIXES = ("GGML_", "CUDA_", "HIP_", "HSA_", "ROCR_", "VK_")
+"""Settings of runtimes and of their GPU drivers, such as which device is visible."""
+
+TEARDOWN_SECONDS = 15.0
+"""How long a worker may take to end once it said that it has nothing more to do."""
 
 _SIGNALS = {
     signal.SIGSEGV: (Kind.CRASH, "segmentation fault in native code", ""),
@@ -231,7 +236,7 @@ def _wait(process: subprocess.Popen[bytes], watch: _Watch, timeout: float) -> bo
         if watch.grew():
             last = time.monotonic()
             watch.read()
-        elif time.monotonic() - last > timeout:
+        elif time.monotonic() - last > (min(timeout, TEARDOWN_SECONDS) if watch.ended else timeout):
             return True
 
 
@@ -244,7 +249,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _environment() -> dict[str, str]:
     allowed = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    allowed.update({name: value for name, value in os.environ.items() if name.startswith("GGML_")})
+    allowed.update(
+        {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
+    )
     # The worker's own arithmetic is small; threads of a BLAS would disturb what is measured.
     return allowed | {
         "HF_HUB_OFFLINE": "1",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .protocol import Event, MeasureJob, ModelJob, QuantizeJob, Request
+from .protocol import DescribeJob, Event, MeasureJob, ModelJob, QuantizeJob, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,8 @@ def main() -> None:
             events.run(job.call, lambda: _call(engine, job))
         case MeasureJob():
             _measure(engine, job, events)
+        case DescribeJob():
+            pass  # starting it has described it
     events.write(Event(event="end"))
 
 
@@ -112,8 +114,11 @@ def _measure(engine: Any, job: MeasureJob, events: Events) -> None:
 def _validate(engine: Any, path: str, tick: Callable[[float, float], None]) -> dict[str, object]:
     from .protocol import MEMORY_EXECUTION  # noqa: PLC0415
 
-    with engine.load(path, MEMORY_EXECUTION, check=True, alive=lambda share: tick(share, 1)):
-        return {"valid": True}
+    def alive(share: float) -> None:
+        tick(share, 1)
+
+    with engine.load(path, MEMORY_EXECUTION, check=True, alive=alive) as model:
+        return {"valid": True, "tensor_bytes": model.tensor_bytes}
 
 
 def _quantize(

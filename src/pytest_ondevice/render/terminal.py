@@ -78,12 +78,13 @@ def footnotes(report: Report) -> list[str]:
     counts = {
         verdict: sum(result.verdict is verdict for result in report.checks) for verdict in Verdict
     }
+    waived = sum(bool(result.waived) for result in report.checks)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     reused = sum(one.reused for cell in report.cells for one in cell.measurements.values())
     total = sum(len(cell.measurements) for cell in report.cells)
     notes.append(
         f"{len(report.checks)} verdicts: {told or 'none'}; {total - reused} figures measured,"
-        f" {reused} reused; speed is advisory"
+        f" {reused} reused; speed is advisory{f'; {waived} waived' if waived else ''}"
     )
     if not report.complete:
         notes.append("stopped before the end; what was measured is kept")
@@ -134,12 +135,21 @@ def _mark(measured: Measurement) -> str:
 
 
 def _verdict(report: Report, cell: CellReport) -> str:
+    waived = sum(bool(one.waived) for one in report.checks if one.cell == cell.id)
+    text = _plain_verdict(report, cell)
+    return f"{text}, {waived} waived" if waived else text
+
+
+def _plain_verdict(report: Report, cell: CellReport) -> str:
     if cell.verdict is None:
         return "not run"
     same = [
         one
         for one in report.checks
-        if one.cell == cell.id and one.verdict is cell.verdict and not one.advisory
+        if one.cell == cell.id
+        and one.verdict is cell.verdict
+        and not one.advisory
+        and not one.waived
     ]
     if cell.verdict is Verdict.PASS:
         return "pass"

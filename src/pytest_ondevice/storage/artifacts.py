@@ -8,6 +8,7 @@ is complete and checked, the recipe is written after it, so whatever is read is 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 import uuid
@@ -33,6 +34,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         size: Its length in bytes.
         source_sha256: Digest of the file it was made from.
         source_type: The source's own file type: "Q4_1" means that it was quantized already.
+        model: Name of the model, for people who look into the cache.
         method: The llama.cpp file type.
         runtime: Version of the runtime that quantized.
         runtime_digest: Digest of its libraries.
@@ -51,6 +53,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     wall_time: float
     cpu_time: float
     peak_memory: int
+    model: str = ""
 
 
 class ArtifactStore:
@@ -70,6 +73,9 @@ class ArtifactStore:
                 return None
         except (OSError, msgspec.DecodeError):
             return None
+        # When it was last used, for those who clean up; a cache that is only read stays as it is.
+        with contextlib.suppress(OSError):
+            os.utime(self._recipe(key))
         return path, recipe
 
     def new_file(self) -> Path:
@@ -102,13 +108,15 @@ class ArtifactStore:
         try:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
-            digest = sha256_of(part, self.cache)
+                # Not remembered: the file will not be found under this name again.
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size = os.fstat(file.fileno()).st_size
             path = self._object(digest)
             path.parent.mkdir(parents=True, exist_ok=True)
             part.replace(path)
         except OSError as error:
             raise StorageError(f"{part}: cannot keep it: {error.strerror}") from error
-        recipe = msgspec.structs.replace(recipe, sha256=digest, size=path.stat().st_size)
+        recipe = msgspec.structs.replace(recipe, sha256=digest, size=size)
         write_atomic(self._recipe(key), msgspec.json.encode(recipe))
         return path, recipe
 

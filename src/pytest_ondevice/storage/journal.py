@@ -147,7 +147,11 @@ class Run:
             if not earlier.finished and time.time() - earlier.started < RESUME_SECONDS:
                 self.id, self.resumed = earlier.run, True
                 return
-        self._write(finished=False)
+        try:
+            self._write(finished=False)
+        except StorageError:
+            os.close(self._lock)
+            raise
 
     def close(self, *, finished: bool) -> None:
         """End the session's part in the run; an unfinished run can be resumed."""

@@ -24,6 +24,8 @@ BUFFER_LINE = re.compile(
     r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*(?:=|is)\s*([\d.]+) MiB"
 )
 
+OFFLOAD_LINE = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+
 _log_lines: list[str] = []
 _on_line: Callable[[str], None] | None = None
 
@@ -42,11 +44,14 @@ class EngineError(Exception):
     """llama.cpp said no."""
 
 
-def start() -> dict[str, str]:
-    """Initialise the runtime once per process and describe it."""
+def start() -> dict[str, object]:
+    """Initialise the runtime once per process and describe it: what it uses, what it could."""
     api.llama_log_set(_log, ctypes.c_void_p(0))
     api.llama_backend_init()
-    return {"system_info": api.llama_print_system_info().decode().strip()}
+    return {
+        "system_info": api.llama_print_system_info().decode().strip(),
+        "gpu_offload": bool(api.llama_supports_gpu_offload()),
+    }
 
 
 def _set(struct: Any, **values: object) -> None:
@@ -89,6 +94,7 @@ class Model:
         self.n_vocab = int(api.llama_vocab_n_tokens(self.vocab))
         self.adds_bos = bool(api.llama_vocab_get_add_bos(self.vocab))
         self.bos = int(api.llama_vocab_bos(self.vocab))
+        self.tensor_bytes = int(api.llama_model_size(pointer))
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Turn text into token ids; ``special`` adds BOS and EOS as the model wants."""
@@ -127,8 +133,11 @@ def load(
     """Load a model file; ``check`` validates every block. Freed at the end of the block.
 
     Raises:
-        EngineError: llama.cpp refused the file.
+        EngineError: llama.cpp refused the file, or did not offload what was asked for.
     """
+    if execution.gpu_layers and not api.llama_supports_gpu_offload():
+        raise EngineError("this build of llama.cpp has no GPU support, and layers are to be on one")
+    log_start = log_position()
     params = api.llama_model_default_params()
 
     @api.llama_progress_callback  # type: ignore[untyped-decorator,unused-ignore]
@@ -139,7 +148,7 @@ def load(
 
     _set(
         params,
-        n_gpu_layers=0,
+        n_gpu_layers=execution.gpu_layers,
         load_mode=api.LLAMA_LOAD_MODE_MMAP if execution.mapped else api.LLAMA_LOAD_MODE_NONE,
         use_extra_bufts=execution.repack,
         check_tensors=check,
@@ -149,9 +158,35 @@ def load(
     if not pointer:
         raise EngineError(f"llama.cpp cannot load it: {last_error()}")
     try:
+        if execution.gpu_layers:
+            _confirm_offload(execution.gpu_layers, _log_lines[log_start:])
         yield Model(pointer)
     finally:
         api.llama_model_free(pointer)
+
+
+def _confirm_offload(wanted: int, lines: Sequence[str]) -> None:
+    """Compare what llama.cpp says that it offloaded with what was asked for.
+
+    Raises:
+        EngineError: Less is on a GPU: what follows would be measured on the CPU.
+    """
+    offloaded = on_gpu = 0
+    most = wanted
+    for line in lines:
+        if match := OFFLOAD_LINE.search(line):
+            offloaded, most = int(match[1]), int(match[2])
+        if (match := BUFFER_LINE.search(line)) and match[2] == "model":
+            on_gpu += (
+                float(match[3]) > 0
+                and not match[1].startswith("CPU")
+                and (not match[1].endswith("_Host"))
+            )
+    if offloaded < min(wanted, most) or not on_gpu:
+        raise EngineError(
+            f"{min(wanted, most)} layers were to be on the GPU, llama.cpp put {offloaded} there"
+            f" and {on_gpu or 'no'} buffer of weights"
+        )
 
 
 class Context:
@@ -221,6 +256,9 @@ def context(model: Model, execution: Execution) -> Iterator[Context]:
             if execution.flash_attention
             else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         ),
+        # Without layers on it, a GPU must not help either: llama.cpp's defaults would let it.
+        offload_kqv=execution.gpu_layers > 0,
+        op_offload=execution.gpu_layers > 0,
     )
     pointer = api.llama_init_from_model(model.pointer, params)
     if not pointer:
