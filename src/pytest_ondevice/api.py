@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
 import pytest
 
+from .bpw import account
 from .errors import OnDeviceError, did_you_mean
 from .judgement import Judgement, explain, judge
 from .measure import StageFailedError, UnsupportedError
+from .model.artifact import TensorInfo
 from .model.bound import Bound, Source
 from .model.measurement import Measurement
 from .model.quantity import QUANTITIES
@@ -21,14 +25,47 @@ from .model.verdict import Verdict
 from .state import ITEM, STATE, ItemState, check_id, declared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import numpy as np
     from numpy.typing import NDArray
 
     from .measure import Bench
     from .model.catalog import Cell
     from .state import State
+
+
+Accountant = Callable[[Sequence[tuple[str, tuple[int, ...], str]]], tuple[int, int]]
+"""An accounting of bits per weight: from rows of (name, shape, type) to (weights, bytes)."""
+
+
+def accountant(config: pytest.Config) -> Accountant:
+    """Return the accountant that the user named, else ours.
+
+    Raises:
+        pytest.UsageError: There is no such function.
+    """
+    state = config.stash.get(STATE, None)
+    named = state.settings.accountant if state is not None else None
+    if named is None or state is None:
+        return _account
+    module, name = named
+    value = state.settings.given["accountant"]
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise pytest.UsageError(str(value.error(f"it cannot be imported: {error}"))) from error
+    except AttributeError as error:
+        raise pytest.UsageError(str(value.error(f"{module} has no '{name}'"))) from error
+    if not callable(function):
+        raise pytest.UsageError(str(value.error("it is no function")))
+    made: Accountant = function
+    return made
+
+
+def _account(rows: Sequence[tuple[str, tuple[int, ...], str]]) -> tuple[int, int]:
+    counted = account(
+        TensorInfo(name=name, shape=shape, type=kind, offset=0) for name, shape, kind in rows
+    )
+    return counted.n_weights, counted.n_bytes
 
 
 def cell_under_test(request: pytest.FixtureRequest) -> Cell:

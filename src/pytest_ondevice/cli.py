@@ -1,7 +1,8 @@
 """The command ``pytest-ondevice``: what is asked of a catalog, a cache or a report, without a run.
 
 Thin: each command parses its arguments, asks the module that knows, and prints. It exits with 2
-after one sentence when what it was given cannot be what it means.
+after one sentence when what it was given cannot be what it means. Commands import what they need
+themselves: reading a report must work where nothing can be measured.
 """
 
 from __future__ import annotations
@@ -19,16 +20,11 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from . import conclusion, planner
-from .catalog import catalog
-from .devices import available_memory
+from . import conclusion
 from .errors import OnDeviceError, OptionError, StorageError
-from .inspection import inspect as inspect_file
 from .options import default_cache
 from .render import text
-from .storage import cache as store
 from .storage.files import megabytes
-from .storage.sources import at_hand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -172,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _models(given: argparse.Namespace) -> int:
     """List the models of the catalog: weights, licence, and where they come from."""
+    from .catalog import catalog  # noqa: PLC0415
+    from .storage.sources import at_hand  # noqa: PLC0415
+
     known = catalog(given.catalog)
     if given.json:
         _print(msgspec.json.format(msgspec.json.encode(known), indent=1).decode())
@@ -189,6 +188,9 @@ def _models(given: argparse.Namespace) -> int:
 
 
 def _plan(given: argparse.Namespace) -> int:
+    from . import planner  # noqa: PLC0415
+    from .devices import available_memory  # noqa: PLC0415
+
     found = planner.subject(given.model, catalog=given.catalog, use_header=given.basis == "header")
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
     made = planner.plans(found, methods, given.context)
@@ -212,7 +214,9 @@ def _plan(given: argparse.Namespace) -> int:
 
 
 def _inspect(given: argparse.Namespace) -> int:
-    found = inspect_file(given.file, blocks=not given.header_only)
+    from .inspection import inspect  # noqa: PLC0415
+
+    found = inspect(given.file, blocks=not given.header_only)
     if given.json:
         _print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
         return 0
@@ -231,6 +235,8 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _cache_list(given: argparse.Namespace) -> int:
+    from .storage import cache as store  # noqa: PLC0415
+
     folder = _folder(given)
     found = store.choose(store.entries(folder), model=given.model, older_than=given.older_than)
     found.sort(key=lambda entry: entry.used)
@@ -248,6 +254,8 @@ def _cache_list(given: argparse.Namespace) -> int:
 
 
 def _cache_prune(given: argparse.Namespace) -> int:
+    from .storage import cache as store  # noqa: PLC0415
+
     folder = _folder(given)
     filters = (given.model, given.older_than, given.max_size)
     if given.all == any(value is not None for value in filters):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .api import Checker, Measurer, Model
+    from .api import Accountant, Checker, Measurer, Model
     from .baselines import BaselineBound
     from .model.catalog import Cell
 
@@ -54,6 +54,17 @@ def ondevice_check(request: pytest.FixtureRequest, ondevice_cell: Cell) -> Check
     from .api import Checker  # noqa: PLC0415
 
     return Checker(request, ondevice_cell)
+
+
+@pytest.fixture(scope="session")
+def ondevice_accountant(request: pytest.FixtureRequest) -> Accountant:
+    """Account for bits per weight: from rows of (name, shape, type) to (weights, bytes).
+
+    The function that ``--ondevice-accountant`` names, else ours.
+    """
+    from .api import accountant  # noqa: PLC0415
+
+    return accountant(request.config)
 
 
 @pytest.fixture

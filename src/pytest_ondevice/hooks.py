@@ -64,7 +64,7 @@ def wake(config: pytest.Config) -> None:
         waivers = _waivers(settings)
         accepted = pins.read(settings.rootdir / pins.NAME) if settings.models else {}
         baselines = Baselines(settings.baselines, [shipped.folder("baselines")])
-        if settings.runs_suites and not settings.models:
+        if settings.runs_suites and not settings.models and set(suites) & set(shipped.SUITES):
             raise settings.given["suites"].error(
                 "no model to run them on; add --ondevice-models=NAME"
             )
@@ -169,7 +169,8 @@ class OnDevicePlugin:
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
         """Leave out the shipped suites that were not asked for."""
         folder = shipped.folder("suites")
-        if collection_path.parent == folder and collection_path.name in shipped.SUITES:
+        known = shipped.SUITES + shipped.WITHOUT_MODELS
+        if collection_path.parent == folder and collection_path.name in known:
             # Not None: the user's norecursedirs must not hide those that were asked for.
             return collection_path.name not in self.suites
         return None
@@ -200,7 +201,7 @@ class OnDevicePlugin:
             return
         settings = self.state.settings
         if not ours:
-            if settings.runs_suites and not self.worker and session.items:
+            if settings.runs_suites and settings.models and not self.worker and session.items:
                 raise pytest.UsageError(_nothing_collected(settings))
             return
         if self.provision is None and not self.worker:
@@ -401,7 +402,9 @@ class OnDevicePlugin:
             self.cache_use = None
 
     def _should_have_gated(self, session: pytest.Session, exitstatus: int) -> bool:
-        asked = self.state.settings.runs_suites and not session.config.option.collectonly
+        settings = self.state.settings
+        gates = settings.runs_suites and bool(settings.models)
+        asked = gates and not session.config.option.collectonly
         return asked and not self.worker and not self.gatherer.seen and exitstatus in {0, 1, 5}
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -416,7 +419,8 @@ def _suites(settings: Settings) -> tuple[str, ...]:
     if settings.suites is None:
         return shipped.SUITES
     value = settings.given["suites"]
-    return tuple(choose(value, "suite", name, shipped.SUITES) for name in settings.suites)
+    known = shipped.SUITES + shipped.WITHOUT_MODELS
+    return tuple(choose(value, "suite", name, known) for name in settings.suites)
 
 
 def _waivers(settings: Settings) -> Waivers:

@@ -107,7 +107,14 @@ OPTIONS = (
     Option(
         "suites",
         "NAMES",
-        "Shipped suites to run, comma separated, also beside paths. Default: all",
+        "Shipped suites to run, comma separated, also beside paths. Default: all that gate models;"
+        " accounting, which needs none, is run where it is named",
+    ),
+    Option(
+        "accountant",
+        "MODULE:FUNCTION",
+        "Your accounting of bits per weight, for the suite accounting: from rows of (name, shape,"
+        " type) to (weights, bytes). Default: ours",
     ),
     Option(
         "artifacts",
@@ -242,6 +249,7 @@ class Settings:
         methods: Method or group names as typed, duplicates merged, in order; empty without.
         suites: Names of suites, or None for all.
         catalog: The user's catalog of models, None for only the one that ships.
+        accountant: Module and function that account for bits per weight, None for ours.
         artifacts: Folder, pattern or hub repository (``hf:...``) of release candidates.
         rederive: Make each candidate once more and compare.
         text: Evaluation text, None for the one that ships.
@@ -265,6 +273,7 @@ class Settings:
     methods: tuple[str, ...]
     suites: tuple[str, ...] | None
     catalog: Path | None
+    accountant: tuple[str, str] | None
     artifacts: Path | str | None
     rederive: bool
     text: Path | None
@@ -353,6 +362,7 @@ def parse(config: pytest.Config) -> Settings:
         methods=names(given["methods"]),
         suites=names(given["suites"]) or None,
         catalog=path("catalog"),
+        accountant=_function(given["accountant"]),
         artifacts=artifacts,
         rederive=_switch(given["rederive"]),
         text=path("text"),
@@ -414,6 +424,15 @@ def _kinds(value: Value, *more: str) -> frozenset[str]:
     chosen = [choose(value, "kind", name, (*KINDS, *more, "all")) for name in names(value)]
     every = KINDS if "all" in chosen else ()
     return frozenset({*chosen, *every} - {"all"})
+
+
+def _function(value: Value) -> tuple[str, str] | None:
+    if value.text is None:
+        return None
+    module, colon, name = value.text.partition(":")
+    if not (colon and name.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+        raise value.error("not of the form MODULE:FUNCTION")
+    return module, name
 
 
 def _switch(value: Value) -> bool:

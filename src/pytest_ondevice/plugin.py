@@ -9,6 +9,7 @@ import pytest
 
 from . import options
 from .fixtures import (
+    ondevice_accountant,
     ondevice_baseline,
     ondevice_cell,
     ondevice_check,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from _pytest.config.argparsing import Parser
 
 __all__ = [
+    "ondevice_accountant",
     "ondevice_baseline",
     "ondevice_cell",
     "ondevice_check",

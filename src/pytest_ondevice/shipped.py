@@ -7,7 +7,10 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 SUITES = ("artifact", "efficiency", "fidelity", "resources")
-"""The suites that ship."""
+"""The suites that gate models."""
+
+WITHOUT_MODELS = ("accounting",)
+"""Suites that need no model, and run only where they are named."""
 
 
 def folder(name: str) -> Path:

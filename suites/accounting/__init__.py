@@ -1,0 +1,1 @@
+"""Properties of any accounting of bits per weight: ours, or the one a user names."""
