@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--header-only", action="store_true", help="do not read every block for odd scales"
     )
+    inspect.add_argument("--layers", action="store_true", help="show each layer too")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(command=_inspect)
 
@@ -220,7 +221,7 @@ def _inspect(given: argparse.Namespace) -> int:
     if given.json:
         _print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
         return 0
-    for line in text.inspection(found):
+    for line in text.inspection(found, layers=given.layers):
         _print(line)
     return 0
 

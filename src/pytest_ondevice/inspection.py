@@ -55,6 +55,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         nominal_bpw: BPW of the claimed file type's base type, None without.
         kinds: Where the weights and bytes are, by part of the model.
         types: The same by tensor type.
+        layers: The same by repeating layer.
         tokens: Size of the vocabulary, 0 without.
         tokenizer: Digest of the tokenizer, None without.
         chat_template: Digest of the chat template, None without.
@@ -74,6 +75,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     nominal_bpw: float | None
     kinds: tuple[Part, ...]
     types: tuple[Part, ...]
+    layers: tuple[Part, ...]
     tokens: int
     tokenizer: str | None
     chat_template: str | None
@@ -126,6 +128,9 @@ def inspect(path: Path, *, blocks: bool = True) -> Inspection:
         nominal_bpw=float(nominal.nominal_bpw) if nominal else None,
         kinds=tuple(_part(str(kind), tally) for kind, tally in counted.kinds.items() if tally[0]),
         types=tuple(_part(kind, tally) for kind, tally in counted.histogram.items()),
+        layers=tuple(
+            _part(f"layer {number}", tally) for number, tally in sorted(counted.by_layer.items())
+        ),
         tokens=embedding.shape[-1] if embedding else 0,
         tokenizer=header.tokenizer_digest,
         chat_template=chat_template_digest(header),
@@ -160,6 +165,9 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         nominal_bpw=None,
         kinds=tuple(_part(str(kind), tally) for kind, tally in counted.kinds.items() if tally[0]),
         types=tuple(_part(kind, tally) for kind, tally in counted.histogram.items()),
+        layers=tuple(
+            _part(f"layer {number}", tally) for number, tally in sorted(counted.by_layer.items())
+        ),
         tokens=vocabulary if isinstance(vocabulary, int) else 0,
         tokenizer=None,
         chat_template=None,

@@ -55,6 +55,11 @@ def subject(name: str, *, catalog: Path | None = None, use_header: bool = True) 
     """
     path = Path(name)
     config = path / "config.json" if path.is_dir() else path
+    if path.suffix == ".safetensors" and path.is_file():
+        # Its header has the tensors and not the heads: those are in the file beside it.
+        config = path.with_name("config.json")
+        if not config.is_file():
+            raise BadFileError(path, "there is no config.json beside it, which says its shape")
     if config.name.endswith(".json") and config.is_file():
         return _of_config(config)
     value = Value(name, "MODEL", "command line")

@@ -54,8 +54,9 @@ def plans(found: Sequence[Plan], available: int | None) -> list[str]:
     return [*lines, *(f"not made: {line}" for line in refused)]
 
 
-def inspection(found: Inspection) -> list[str]:
+def inspection(found: Inspection, *, layers: bool = False) -> list[str]:
     """Draw the facts of a file: what it is, where the bytes are, what is wrong with it."""
+    by_layer = ["", *_shares("layer", found.layers, sort=False)] if layers else []
     claim = found.file_type or "no known file type"
     parts = f" in {found.parts} files" if found.parts > 1 else ""
     named = f", {found.name}" if found.name else ""
@@ -66,6 +67,7 @@ def inspection(found: Inspection) -> list[str]:
         *_shares("part of the model", found.kinds),
         "",
         *_shares("tensor type", found.types),
+        *by_layer,
         "",
         f"tokenizer      {_digest(found.tokenizer)}, {found.tokens} tokens",
         f"chat template  {_digest(found.chat_template)}",
@@ -85,7 +87,7 @@ def _density(found: Inspection) -> str:
     return text
 
 
-def _shares(title: str, parts: Sequence[Part]) -> list[str]:
+def _shares(title: str, parts: Sequence[Part], *, sort: bool = True) -> list[str]:
     total = sum(part.bytes for part in parts)
     rows = [(title, "tensors", "weights", "MiB", "BPW", "bytes")]
     rows += [
@@ -97,7 +99,7 @@ def _shares(title: str, parts: Sequence[Part]) -> list[str]:
             f"{part.bpw:.4f}",
             f"{'#' * round(BAR * part.bytes / total)} {part.bytes / total:.1%}".strip(),
         )
-        for part in sorted(parts, key=lambda part: -part.bytes)
+        for part in (sorted(parts, key=lambda part: -part.bytes) if sort else parts)
     ]
     return columns(rows, right=range(1, 5))
 
