@@ -34,10 +34,10 @@ strategies    model
 checkpoints   bpw
 mixes         model layout
 plan          model bpw layout mixes
-waivers       errors
+waivers       errors storage
 conclusion    errors model storage
 devices       errors model options
-catalog       errors model
+catalog       errors model storage
 matrix        errors model options storage catalog
 price         model storage plan matrix
 provision     errors model bpw formats storage devices catalog matrix price

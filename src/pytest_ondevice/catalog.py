@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 
 from .errors import BadFileError, did_you_mean
 from .model.catalog import Model, ModelSource
+from .storage.files import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,37 +34,30 @@ def catalog(own: Path | None = None) -> Mapping[str, Model]:
     Raises:
         BadFileError: A file is not a catalog; the message names the place inside it.
     """
-    shipped = resources.files("pytest_ondevice") / "data" / "catalog.toml"
-    models = _read(str(shipped), shipped.read_bytes(), Path())
+    models = _read(Path(str(resources.files("pytest_ondevice") / "data" / "catalog.toml")))
     if own is not None:
-        try:
-            content = own.read_bytes()
-        except OSError as error:
-            raise BadFileError(own, f"cannot read it: {error.strerror}") from error
-        models |= _read(str(own), content, own.parent)
+        models |= _read(own)
     return models
 
 
-def _read(place: str, content: bytes, folder: Path) -> dict[str, Model]:
+def _read(path: Path) -> dict[str, Model]:
     try:
-        read = msgspec.convert(tomllib.loads(content.decode("utf-8")), _Catalog)
-    except UnicodeDecodeError as error:
-        raise BadFileError(place, f"it is not UTF-8 (byte {error.start})") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise BadFileError(place, f"it is no catalog: {error}") from error
-    except RecursionError as error:
-        raise BadFileError(place, "it is no catalog: it is nested too deeply") from error
+        read = read_toml(path, _Catalog, "catalog")
+    except FileNotFoundError as error:
+        raise BadFileError(path, f"cannot read it: {error.strerror}") from error
     if read.schema != 1:
-        raise BadFileError(place, f"its schema is {read.schema}, this version reads 1 - `$.schema`")
+        raise BadFileError(path, f"its schema is {read.schema}, this version reads 1 - `$.schema`")
     for name, model in read.models.items():
         if not _NAME.fullmatch(name):
             problem = "a model's name is letters, digits, '.', '_' and '-'"
-            raise BadFileError(place, f"{problem} - `$.models[{name!r}]`")
+            raise BadFileError(path, f"{problem} - `$.models[{name!r}]`")
         if not model.sources:
-            raise BadFileError(place, f"the model has no source - `$.models[{name!r}].sources`")
+            raise BadFileError(path, f"the model has no source - `$.models[{name!r}].sources`")
     return {
         name: msgspec.structs.replace(
-            model, name=name, sources=tuple(_placed(source, folder) for source in model.sources)
+            model,
+            name=name,
+            sources=tuple(_placed(source, path.parent) for source in model.sources),
         )
         for name, model in read.models.items()
     }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import tomllib
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from .errors import BadFileError
+from .storage.files import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,17 +65,10 @@ class Waivers:
             BadFileError: It is none; the message names the place inside it.
         """
         try:
-            content = tomllib.loads(path.read_text("utf-8"))
             # TOML has dates: a string in the place of one is a mistake.
-            read = msgspec.convert(content, _File, builtin_types=(datetime.date,))
-        except OSError as error:
+            read = read_toml(path, _File, "file of waivers", builtin_types=(datetime.date,))
+        except FileNotFoundError as error:
             raise BadFileError(path, f"cannot read it: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise BadFileError(path, f"it is not UTF-8 (byte {error.start})") from error
-        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise BadFileError(path, f"it is no file of waivers: {error}") from error
-        except RecursionError as error:
-            raise BadFileError(path, "it is no file of waivers: it is nested too deeply") from error
         return cls(read.waiver)
 
     def find(self, check: str, cell: str) -> Waiver | None:

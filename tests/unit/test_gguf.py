@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from pytest_ondevice.errors import BadFileError, OnDeviceError
 from pytest_ondevice.formats import gguf as reader
+from pytest_ondevice.formats import opening
 from pytest_ondevice.formats.gguf import read_header
 from pytest_ondevice.model.artifact import ArrayInfo, Header, TensorInfo
 
@@ -474,7 +475,7 @@ def test_a_file_that_shrinks_while_it_is_read(
     path = tmp_path / "m.gguf"
     path.write_bytes(SMALL[:50])
     status = SimpleNamespace(st_mode=path.stat().st_mode, st_size=len(SMALL))
-    monkeypatch.setattr(reader, "_status", lambda _: status)
+    monkeypatch.setattr(opening, "_status", lambda _: status)
     assert problem(path) == (
         f"changed while it was read: it had {len(SMALL)} bytes, now it ends at byte 50"
     )

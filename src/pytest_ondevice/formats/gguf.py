@@ -11,10 +11,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import hashlib
-import stat
 import struct
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import msgspec
@@ -30,9 +27,12 @@ from pytest_ondevice.model.artifact import (
 )
 from pytest_ondevice.model.quant_types import QUANT_TYPES, REMOVED_TYPES
 
+from .opening import opened
+
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -113,7 +113,7 @@ def read_header(
     Raises:
         BadFileError: It cannot be read, or is not a GGUF file that a runtime should see.
     """
-    with _open(path) as (file, size):
+    with opened(path) as (file, size):
         cursor = _Cursor(path, file, size, max_header_bytes)
         version, n_tensors, n_keys = _read_preamble(cursor)
         metadata, tokenizer_digest = _read_metadata(cursor, n_keys)
@@ -246,33 +246,6 @@ def _there(parts: Sequence[Path]) -> str:
     """Say which parts of a split model are there."""
     numbers = [path.stem.rpartition("-of-")[0].rpartition("-")[2] for path in parts]
     return f"only {', '.join(numbers)} {'is' if len(parts) == 1 else 'are'} there"
-
-
-@contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file that is not empty; everything the system objects to is a BadFileError."""
-    try:
-        # Before opening, because opening a named pipe waits for its writer.
-        status = _status(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise BadFileError(path, "is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise BadFileError(path, "is not a regular file")
-        if not status.st_size:
-            raise BadFileError(path, "is empty")
-        with Path(path).open("rb", buffering=0) as file:
-            yield file, status.st_size
-    except FileNotFoundError:
-        raise BadFileError(path, "does not exist") from None
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-
-
-def _status(path: str | os.PathLike[str]) -> os.stat_result:
-    try:
-        return Path(path).stat()
-    except ValueError as error:
-        raise BadFileError(path, f"is no path: {error}") from None
 
 
 class _Cursor:

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-import stat
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -25,9 +23,10 @@ import msgspec
 
 from pytest_ondevice.errors import BadFileError
 
+from .opening import opened
+
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
 
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -199,7 +198,7 @@ def read_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
     Raises:
         BadFileError: It cannot be read, or is not a safetensors file that a loader should see.
     """
-    with _open(path) as (file, size):
+    with opened(path) as (file, size):
         raw = _read_json(path, file, size)
     _check_separators(path, raw, "header")
     try:
@@ -274,7 +273,7 @@ def _no_weights(base: Path) -> str:
 def _read_shards(base: Path) -> dict[str, SafetensorsHeader]:
     """Read the headers of all files that an index names; both say the same."""
     index = base / INDEX
-    with _open(index) as (file, size):
+    with opened(index) as (file, size):
         if size > MAX_HEADER_BYTES:
             raise BadFileError(index, f"has {size} bytes (at most {MAX_HEADER_BYTES})")
         raw = _read(index, file, size)
@@ -323,7 +322,7 @@ def _check_name(index: Path, name: str) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read ``config.json``. Not with msgspec, because real ones have ``Infinity`` in them."""
-    with _open(path) as (file, size):
+    with opened(path) as (file, size):
         if size > MAX_CONFIG_BYTES:
             raise BadFileError(path, f"has {size} bytes (at most {MAX_CONFIG_BYTES})")
         raw = _read(path, file, size)
@@ -416,25 +415,6 @@ def _check_layout(path: str | os.PathLike[str], tensors: list[StoredTensor], n_b
         expected = tensor.end
     if expected != n_bytes:
         raise BadFileError(path, f"has {n_bytes - expected} bytes after its last tensor")
-
-
-@contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file that is not empty; everything the system objects to is a BadFileError."""
-    try:
-        status = Path(path).stat()  # before opening: opening a named pipe waits for its writer
-        if stat.S_ISDIR(status.st_mode):
-            raise BadFileError(path, "is a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise BadFileError(path, "is not a regular file")
-        if not status.st_size:
-            raise BadFileError(path, "is empty")
-        with Path(path).open("rb", buffering=0) as file:
-            yield file, status.st_size
-    except FileNotFoundError:
-        raise BadFileError(path, "does not exist") from None
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
 
 
 def _read(path: str | os.PathLike[str], file: BinaryIO, count: int) -> bytes:

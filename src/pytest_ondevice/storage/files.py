@@ -7,12 +7,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from ..errors import StorageError
+from ..errors import BadFileError, StorageError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -58,6 +59,34 @@ def decode(data: bytes, kind: type[_T]) -> _T:
         raise msgspec.DecodeError(f"it is not UTF-8 (byte {error.start})") from error
     except RecursionError as error:
         raise msgspec.DecodeError("it is nested too deeply") from error
+
+
+def read_toml(path: Path, kind: type[_T], what: str, builtin_types: tuple[type, ...] = ()) -> _T:
+    """Read a TOML file as a type; ``what`` it is to be, in words.
+
+    Args:
+        path: The file.
+        kind: The type; its own complaints name the place inside.
+        what: What it is to be, as in "it is no WHAT".
+        builtin_types: Of TOML's own values, those that must not be given as a text.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadFileError: It is not that; the message names the place inside it.
+    """
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+        return msgspec.convert(content, kind, builtin_types=builtin_types or None)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadFileError(path, f"cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadFileError(path, f"it is not UTF-8 (byte {error.start})") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise BadFileError(path, f"it is no {what}: {error}") from error
+    except RecursionError as error:
+        raise BadFileError(path, f"it is no {what}: it is nested too deeply") from error
 
 
 def why_unwritable(folder: Path) -> str:

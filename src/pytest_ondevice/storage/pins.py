@@ -7,13 +7,12 @@ the names, so that a change reads well in a diff.
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..errors import BadFileError
-from .files import write_atomic
+from .files import read_toml, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,15 +58,9 @@ def read(path: Path) -> Pins:
         BadFileError: It is no lock file; the message has the place inside it.
     """
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
+        found = read_toml(path, _File, "lock file")
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise BadFileError(path, f"cannot read it: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadFileError(path, f"it is not UTF-8 (byte {error.start})") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise BadFileError(path, f"it is no lock file: {error}") from error
     if found.schema != SCHEMA:
         raise BadFileError(path, f"its schema is {found.schema}, this version reads {SCHEMA}")
     return found.artifacts
