@@ -1,0 +1,171 @@
+"""What a run takes, and what stands between that and the run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ondevice import toll
+from pytest_ondevice.catalog import catalog
+from pytest_ondevice.errors import StorageError
+from pytest_ondevice.model.catalog import Cell, Model, ModelSource
+from pytest_ondevice.price import (
+    ASK_DISK,
+    ASK_DOWNLOAD,
+    ASK_SECONDS,
+    Load,
+    Price,
+    guessed_size,
+    planned_size,
+    price,
+)
+from pytest_ondevice.storage.costs import Costs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODEL = Model(name="m", sources=(ModelSource(repo="org/m"),))
+
+
+def cell(method: str = "Q4_0", *, reference: bool = False) -> Cell:
+    return Cell(model=MODEL, method=method, reference=reference)
+
+
+def load(method: str = "Q4_0", *, weights: int = 10**9, size: int = 10**9, make: bool = True):
+    return Load(cell(method, reference=method == "F16"), weights, size, make)
+
+
+@pytest.fixture
+def costs(tmp_path: Path) -> Costs:
+    return Costs(tmp_path, "here")
+
+
+def of(costs: Costs, *loads: Load, downloads: dict[str, int] | None = None) -> Price:
+    return price(loads, downloads or {}, costs, windows=16, threads=2)
+
+
+def test_sizes_add_up(costs: Costs) -> None:
+    whole = of(costs, load("F16", size=4, make=False), load(size=3), load("Q8_0", size=2))
+    assert whole.disk == 5
+    assert whole.largest is not None
+    assert whole.largest.cell.method == "F16"
+    assert of(costs, downloads={"a": 1, "b": 2}).download == 3
+    assert of(costs).largest is None
+
+
+def test_time_rests_on_past_runs_of_this_place(tmp_path: Path, costs: Costs) -> None:
+    guessed = of(costs, load())
+    assert guessed.known == 0
+    assert "a guess" in guessed.sentence()
+    stages = ("quantize", "validate", "speed", "memory", "fidelity")
+    for stage in stages:
+        units = 10**9 * (16 if stage == "fidelity" else 1)
+        for seconds in (9.0, 10.0, 500.0):  # one was disturbed
+            costs.add(stage, "Q4_0", units, seconds)
+        Costs(tmp_path, "elsewhere").add(stage, "Q4_0", units, 1.0)
+    known = of(Costs(tmp_path, "here"), load())
+    assert known.seconds == pytest.approx(50)
+    assert known.known == 1
+    assert "from past runs here" in known.sentence()
+    # Twice the weights take twice the time, another method as long as what is known.
+    assert of(Costs(tmp_path, "here"), load(weights=2 * 10**9)).seconds == pytest.approx(100)
+    assert of(Costs(tmp_path, "here"), load("Q8_0")).seconds == pytest.approx(50)
+    # What is there need not be made, and fewer windows take less.
+    assert of(Costs(tmp_path, "here"), load(make=False)).seconds == pytest.approx(40)
+
+
+def test_a_torn_line_costs_nothing(tmp_path: Path, costs: Costs) -> None:
+    costs.add("speed", "Q4_0", 10, 5.0)
+    with (tmp_path / "costs.jsonl").open("ab") as file:
+        file.write(b'{"place": "here", "sta')
+    Costs(tmp_path, "here").add("speed", "Q4_0", 10, 5.0)
+    assert Costs(tmp_path, "here").rate("speed", "Q4_0") == 0.5
+    assert Costs(tmp_path, "here").rate("memory", "Q4_0") is None
+
+
+def test_a_cache_that_cannot_be_written_is_only_guessed_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    Costs(tmp_path / "file", "here").add("speed", "Q4_0", 10, 5.0)
+    assert Costs(tmp_path / "file", "here").rate("speed", "Q4_0") is None
+
+
+@pytest.mark.parametrize(
+    ("download", "disk", "seconds"),
+    [(ASK_DOWNLOAD, 0, 0), (0, ASK_DISK, 0), (0, 0, ASK_SECONDS)],
+)
+def test_much_is_asked_about(download: float, disk: float, seconds: float) -> None:
+    at = Price({"x": int(download)}, int(disk), None, seconds, 1.0)
+    more = Price({"x": int(download + 1)}, int(disk + 1), None, seconds + 1, 1.0)
+    assert not at.asks
+    assert more.asks
+
+
+class Settings:
+    """As much of the options as is looked at."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+
+def test_memory_that_is_not_there_is_refused_with_the_figures(costs: Costs, tmp_path: Path) -> None:
+    settings = Settings(tmp_path / "not" / "yet")
+    whole = of(costs, load("F16", size=30 * 10**9, make=False), load(size=8 * 10**9, make=False))
+    toll.require_room(whole, settings, free=33 * 10**9)
+    toll.require_room(whole, settings, free=None)
+    with pytest.raises(StorageError) as error:
+        toll.require_room(whole, settings, free=24 * 10**9)
+    assert str(error.value) == (
+        "m-F16 needs about 33.0 GB of memory, this machine has 24.0 GB available; choose a smaller"
+        " model"
+    )
+    small = of(costs, load(size=8 * 10**9, make=False))
+    with pytest.raises(StorageError, match="a smaller model or a method of fewer bits"):
+        toll.require_room(small, settings, free=10**9)
+
+
+def test_a_disk_that_is_too_small_is_refused_with_the_figures(
+    costs: Costs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    settings = Settings(tmp_path / "cache")
+    toll.require_room(of(costs, load(size=1000)), settings, free=None)
+    with pytest.raises(
+        StorageError, match=r"the run needs .* of disk, .* free: quantizing"
+    ) as error:
+        toll.require_room(of(costs, load(size=2 * free)), settings, free=None)
+    assert "--ondevice-cache=DIR" in str(error.value)
+    # On one disk both count: neither alone is too much.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    half = int(free * 0.7)
+    toll.require_room(of(costs, load(size=half)), settings, free=None)
+    with pytest.raises(StorageError, match=r"quantizing .*, downloading .* HF_HUB_CACHE"):
+        toll.require_room(of(costs, load(size=half), downloads={"x": half}), settings, free=None)
+
+
+def test_a_guess_is_from_above() -> None:
+    for name in ("smollm2-135m", "qwen2.5-7b", "llama-3.1-8b"):
+        model = catalog()[name]
+        for method in ("F16", "Q2_K", "Q4_0", "Q4_K_M", "Q8_0"):
+            planned = planned_size(model, None, method)
+            assert planned is not None
+            assert guessed_size(model.parameters or 0, method) > 0.98 * planned, (name, method)
+
+
+def test_the_study_on_14b_is_priced_from_the_catalog_alone(costs: Costs, tmp_path: Path) -> None:
+    class Options(Settings):
+        artifacts = None
+        windows = 16
+        threads = 2
+
+    model = catalog()["qwen2.5-14b"]
+    methods = ("F16", "Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q8_0")
+    cells = [Cell(model=model, method=name, reference=name == "F16") for name in methods]
+    whole = toll.quote(Options(tmp_path), cells, costs)
+    assert whole is not None
+    assert whole.download == pytest.approx(29.5e9, rel=0.01)
+    assert whole.disk == pytest.approx(67e9, rel=0.01)
+    assert whole.memory == pytest.approx(32.5e9, rel=0.01)
+    unknown = Cell(model=MODEL, method="Q4_0")
+    assert toll.quote(Options(tmp_path), [unknown], costs) is None
