@@ -106,11 +106,12 @@ def expand(named: Iterable[str], value: Value) -> tuple[str, ...]:
 
 
 def _offered(settings: Settings) -> tuple[str, ...]:
-    """Name the methods that a folder of candidates has files of."""
+    """Name the methods that a folder of candidates has files of, for the models that are meant."""
     if not isinstance(settings.artifacts, Path):
         return ()
     try:
-        return Candidates.in_folder(settings.artifacts).methods(runtime_methods())
+        found = Candidates.in_folder(settings.artifacts)
+        return found.methods(models(settings), runtime_methods())
     except OnDeviceError as error:
         raise settings.given["artifacts"].error(str(error)) from error
 

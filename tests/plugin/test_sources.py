@@ -302,7 +302,9 @@ def test_a_candidate_is_known_by_its_name(tmp_path: Path, name: str, method: str
     for other in ("F16", "BF16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q4_0"):
         expected = tmp_path / name if other == method else None
         assert found_in(here, QWEN, other) == expected, other
-    assert here.methods(("F16", "BF16", "Q4_0", "Q8_0", "Q4_K_M", "Q4_K_S")) == (method,)
+    known = ("F16", "BF16", "Q4_0", "Q8_0", "Q4_K_M", "Q4_K_S")
+    assert here.methods([QWEN], known) == (method,)
+    assert here.methods([Model(name="other")], known) == ()
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def test_a_pattern_names_candidates(tmp_path: Path) -> None:
     assert found_in(here, QWEN, "Q4_0") == tmp_path / "final-Q4_0.gguf"
     assert found_in(here, QWEN, "Q8_0") == tmp_path / "FINAL-q8_0.gguf"
     assert here.find(QWEN, "F16") is None
-    assert here.methods(("F16", "Q4_0", "Q8_0")) == ("Q4_0", "Q8_0")
+    assert here.methods([QWEN], ("F16", "Q4_0", "Q8_0")) == ("Q4_0", "Q8_0")
     here = Candidates.in_folder(tmp_path / "{model}-{method}.gguf")
     assert found_in(here, QWEN, "Q4_0") == tmp_path / "qwen2.5-0.5b-Q4_0.gguf"
     assert found_in(here, Model(name="final"), "Q4_0") == tmp_path / "final-Q4_0.gguf"
@@ -395,19 +397,26 @@ def test_candidates_stand_in_for_a_source_that_is_missing(
     )
     models = "pkg:no_such_package/m.gguf"
     made = "--ondevice-artifacts=made"
-    # Of the folder's methods, those that nobody made of a model are left out; named ones are not.
+    # The methods are those of the model's files in the folder, not those of another's.
     result = project.run(f"--ondevice-models={models}", made, "test_own.py")
     result.assert_outcomes(passed=1)
+    assert "left out" not in result.stdout.str()
+    # Of the methods of another model, those that nobody made of this one are left out.
+    both = f"{models},other.gguf"
+    project.write("other.gguf", gguf_bytes)
+    result = project.run(f"--ondevice-models={both}", made, "test_own.py")
+    result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*left out, neither file nor source: m-Q4_0"])
+    result = project.run(f"--ondevice-models={models}", made, "test_own.py")
     result.stdout.fnmatch_lines(["*files that match no cell: other-q4_0.gguf"])
     report = json.loads((project.path / "report.json").read_text())
     assert "files that match no cell: other-q4_0.gguf" in report["notes"]
     refusal = project.refused(f"--ondevice-models={models}", made, "--ondevice-methods=Q4_0")
     assert "package no_such_package is not installed" in refusal
     # Where the tests are collected before anybody looks, they are skipped.
-    monkeypatch.setenv("PYTEST_ONDEVICE_MODELS", models)
+    monkeypatch.setenv("PYTEST_ONDEVICE_MODELS", both)
     result = project.run(made, "test_own.py", "-rs")
-    result.assert_outcomes(passed=1, skipped=1)
+    result.assert_outcomes(passed=3, skipped=1)
     result.stdout.fnmatch_lines(["*requires an artifact of m-Q4_0: neither file nor source*"])
 
 

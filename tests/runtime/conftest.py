@@ -65,7 +65,7 @@ class Gate:
             stderr=subprocess.STDOUT,
             text=True,
             # A shell lets what it starts in the background ignore Ctrl-C, and all below it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     def finish(self, process: subprocess.Popen[str], timeout: float = 400) -> Outcome:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BadFileError, MissingError, NotCachedError, OnDeviceError
 from .hub import HubShelf
-from .shelf import Folder, Weights, begins, claimed, claims, grouped, matches
+from .shelf import Folder, Weights, begins, claims, grouped, matches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,19 +91,16 @@ class Candidates:
             return Weights(self._shelf, parts, f"{self.place}", method)
         return None
 
-    def methods(self, known: Iterable[str]) -> tuple[str, ...]:
-        """Name the methods that the names of the files claim, in the order of ``known``."""
-        known = tuple(known)
-        if self._pattern is not None:
-            found = {
-                method
-                for method in known
-                for parts in self._groups
-                if _fits(parts, self._pattern, method)
-            }
-        else:
-            found = {name for parts in self._groups if (name := claimed(parts, known))}
-        return tuple(method for method in known if method in found)
+    def methods(self, models: Iterable[Model], known: Iterable[str]) -> tuple[str, ...]:
+        """Name the methods of which there are files of these models, in the order of ``known``."""
+        models = tuple(models)
+        return tuple(
+            method
+            for method in known
+            if any(
+                self._matches(parts, model, method) for parts in self._groups for model in models
+            )
+        )
 
     def unmatched(self) -> tuple[str, ...]:
         """Name the files that no cell has taken; of a split model the first."""
@@ -123,14 +120,3 @@ class Candidates:
         if not claims(parts, method):
             return False
         return self._of_hub or any(begins(parts, name) for name in (model.name, *model.aliases))
-
-
-def _fits(parts: tuple[str, ...], pattern: str, method: str) -> bool:
-    """Whether a name fits a pattern with this method, whatever the model is."""
-    before, _, after = (
-        pattern.casefold().replace("{method}", method.casefold()).partition("{model}")
-    )
-    name = parts[0].casefold()
-    if "{model}" not in pattern:
-        return matches(parts, pattern, "", method)
-    return name.startswith(before) and name.endswith(after)
