@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         default=512,
         help="context that KV cache and memory are for; default: %(default)s",
     )
+    plan.add_argument(
+        "--imatrix", action="store_true", help="with an importance matrix, which some types need"
+    )
     plan.add_argument("--catalog", metavar="FILE", type=Path, help="your own catalog")
     plan.add_argument(
         "--from",
@@ -194,7 +197,7 @@ def _plan(given: argparse.Namespace) -> int:
 
     found = planner.subject(given.model, catalog=given.catalog, use_header=given.basis == "header")
     methods = [name.strip() for name in given.methods.split(",") if name.strip()]
-    made = planner.plans(found, methods, given.context)
+    made = planner.plans(found, methods, given.context, imatrix=given.imatrix)
     if given.json:
         shown = {
             "model": found.name,

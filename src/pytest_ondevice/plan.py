@@ -70,7 +70,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def plan(
-    method: str, *, header: Header | None = None, dimensions: Dimensions | None = None, n_ctx: int
+    method: str,
+    *,
+    header: Header | None = None,
+    dimensions: Dimensions | None = None,
+    n_ctx: int,
+    imatrix: bool = False,
 ) -> Plan:
     """Plan a model under a method.
 
@@ -79,6 +84,7 @@ def plan(
         header: A source's header; its metadata give the dimensions.
         dimensions: The model's shape, where there is no header.
         n_ctx: Tokens of the context that KV cache and memory are for.
+        imatrix: An importance matrix will be there.
 
     Raises:
         ValueError: Neither header nor dimensions were given, or the header does not hold them.
@@ -89,9 +95,9 @@ def plan(
     nominal = FILE_TYPES[method].nominal_bpw
     try:
         if header is not None:
-            tensors = from_header(header, method)
+            tensors = from_header(header, method, imatrix=imatrix)
         else:
-            tensors = from_dimensions(shape, method)
+            tensors = from_dimensions(shape, method, imatrix=imatrix)
     except ValueError as error:
         return Plan(method=method, refused=str(error), nominal_bpw=float(nominal))
     counted = account(tensors)
@@ -132,7 +138,9 @@ def from_header(header: Header, method: str, *, imatrix: bool = False) -> tuple[
     )
 
 
-def from_dimensions(dimensions: Dimensions, method: str) -> tuple[TensorInfo, ...]:
+def from_dimensions(
+    dimensions: Dimensions, method: str, *, imatrix: bool = False
+) -> tuple[TensorInfo, ...]:
     """Plan the tensors that quantizing a model of these dimensions gives.
 
     Raises:
@@ -145,6 +153,7 @@ def from_dimensions(dimensions: Dimensions, method: str) -> tuple[TensorInfo, ..
         heads=dimensions.heads,
         kv_heads=dimensions.kv_heads,
         layers=dimensions.layers,
+        imatrix=imatrix,
     )
 
 

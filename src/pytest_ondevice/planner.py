@@ -82,8 +82,16 @@ def subject(name: str, *, catalog: Path | None = None, use_header: bool = True) 
     return Subject(model.name, "dimensions in the catalog", None, model.dimensions)
 
 
-def plans(found: Subject, methods: Sequence[str], n_ctx: int) -> tuple[Plan, ...]:
+def plans(
+    found: Subject, methods: Sequence[str], n_ctx: int, *, imatrix: bool = False
+) -> tuple[Plan, ...]:
     """Plan a model under methods, groups, or ``all`` that llama-quantize knows.
+
+    Args:
+        found: The model.
+        methods: File types and groups.
+        n_ctx: Tokens of the context.
+        imatrix: An importance matrix will be there.
 
     Raises:
         OnDeviceError: A method is unknown, or the header says too little.
@@ -94,7 +102,13 @@ def plans(found: Subject, methods: Sequence[str], n_ctx: int) -> tuple[Plan, ...
     known = [method for method in chosen if method in FILE_TYPES]
     try:
         made = [
-            plan(method, header=found.header, dimensions=found.dimensions, n_ctx=n_ctx)
+            plan(
+                method,
+                header=found.header,
+                dimensions=found.dimensions,
+                n_ctx=n_ctx,
+                imatrix=imatrix,
+            )
             for method in known
         ]
     except ValueError as error:

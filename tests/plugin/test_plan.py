@@ -105,6 +105,16 @@ def test_the_catalog_alone_is_enough(planned) -> None:
     assert "importance matrix" in found["IQ1_S"]["refused"]
 
 
+def test_an_importance_matrix_makes_more_methods_possible(planned) -> None:
+    without, given = (
+        planned("llama-3.1-8b", "--methods=all", *more) for more in ((), ("--imatrix",))
+    )
+    assert without["IQ2_XXS"]["refused"]
+    assert 2.0625 < given["IQ2_XXS"]["effective_bpw"] < 2.5
+    assert given["Q4_0"]["effective_bpw"] != without["Q4_0"]["effective_bpw"]
+    assert given["Q8_0"] == without["Q8_0"]
+
+
 def test_a_configuration_gives_the_same_plan(planned, tmp_path: Path) -> None:
     by_catalog = planned("qwen2.5-0.5b")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
