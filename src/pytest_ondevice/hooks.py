@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     from .model.catalog import Cell
     from .price import Price
-    from .storage.pins import Pins
 
 WORKERINPUT = "pytest_ondevice"
 
@@ -76,9 +75,8 @@ def wake(config: pytest.Config) -> None:
     session = given.get("session") or uuid.uuid4().hex[:12]
     left_out = given.get("left_out", "").split(",")
     matrix = tuple(cell for cell in matrix if cell.id not in left_out)
-    config.stash[STATE] = State(settings, matrix, session, baselines, waivers)
+    config.stash[STATE] = State(settings, matrix, session, baselines, waivers, accepted)
     plugin = OnDevicePlugin(config, suites, given.get("run"))
-    plugin.pins = accepted
     if settings.runs_suites:
         _replace_args(config, settings)
     config.pluginmanager.register(plugin, "pytest_ondevice_session")
@@ -124,7 +122,6 @@ class OnDevicePlugin:
         self.counted = 0
         self.notes: list[str] = []
         self.price: Price | None = None
-        self.pins: Pins = {}
         self.left_out: set[str] = set()
         self.stop_tail: Any = None
         self.cache_use: int | None = None
@@ -297,7 +294,7 @@ class OnDevicePlugin:
             progress=make_progress(self.config, self._progress_file() if self.worker else None),
             busy=self.worker and foreign > 0,
             costs=self.costs,
-            pins=self.pins,
+            pins=state.pins,
         )
         for item in ours:
             if self.config.pluginmanager.hasplugin("timeout"):

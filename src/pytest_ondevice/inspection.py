@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from . import plan
 from .bpw import account
 from .checkpoints import account as account_checkpoint
-from .errors import BadFileError
+from .errors import BadFileError, MissingError
 from .formats.gguf import read_model
 from .formats.safetensors import read_folder
 from .matrix import file_type_name
 from .model.artifact import ArrayInfo
 from .model.quant_types import FILE_TYPES
-from .storage.shelf import Folder, grouped
+from .storage.shelf import of_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .bpw import Tally
+    from .bpw import BpwAccount, Tally
     from .model.artifact import Header
 
 SUSPICIOUS_SHARE = 0.5
@@ -82,15 +82,6 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     anomalies: tuple[str, ...]
 
 
-def parts_of(path: Path) -> tuple[Path, ...]:
-    """Find all files of a model by one of them."""
-    if not path.exists():
-        raise BadFileError(path, "does not exist")
-    shelf = Folder(path.parent, only=path.name)
-    group = next(group for group in grouped(shelf.sizes()) if path.name in group)
-    return tuple(path.parent / name for name in group)
-
-
 def inspect(path: Path, *, blocks: bool = True) -> Inspection:
     """Inspect a GGUF file, or a folder with a checkpoint of Hugging Face.
 
@@ -103,7 +94,10 @@ def inspect(path: Path, *, blocks: bool = True) -> Inspection:
     """
     if path.is_dir():
         return _inspect_checkpoint(path)
-    paths = parts_of(path)
+    try:
+        paths = of_file(path, path.name).here() or ()
+    except MissingError as error:
+        raise BadFileError(path, "does not exist") from error
     header = read_model(paths)
     try:
         counted = account(header.tensors)
@@ -114,7 +108,8 @@ def inspect(path: Path, *, blocks: bool = True) -> Inspection:
     version = header.metadata.get("general.quantization_version")
     name = header.metadata.get("general.name", "")
     embedding = next((t for t in header.tensors if t.name == "token_embd.weight"), None)
-    return Inspection(
+    return _counted(
+        counted,
         file=paths[0].name,
         parts=len(paths),
         size=header.file_size,
@@ -122,15 +117,7 @@ def inspect(path: Path, *, blocks: bool = True) -> Inspection:
         name=name if isinstance(name, str) else "",
         file_type=claimed,
         quantization_version=version if isinstance(version, int) else None,
-        weights=counted.n_weights,
-        effective_bpw=counted.effective_bpw,
-        body_bpw=counted.body_bpw,
         nominal_bpw=float(nominal.nominal_bpw) if nominal else None,
-        kinds=tuple(_part(str(kind), tally) for kind, tally in counted.kinds.items() if tally[0]),
-        types=tuple(_part(kind, tally) for kind, tally in counted.histogram.items()),
-        layers=tuple(
-            _part(f"layer {number}", tally) for number, tally in sorted(counted.by_layer.items())
-        ),
         tokens=embedding.shape[-1] if embedding else 0,
         tokenizer=header.tokenizer_digest,
         chat_template=chat_template_digest(header),
@@ -138,6 +125,21 @@ def inspect(path: Path, *, blocks: bool = True) -> Inspection:
             *_contradictions(header, claimed),
             *(block_anomalies(paths) if blocks else ()),
         ),
+    )
+
+
+def _counted(counted: BpwAccount, **facts: Any) -> Inspection:
+    """Put what an account says beside the facts that it does not know."""
+    return Inspection(
+        weights=counted.n_weights,
+        effective_bpw=counted.effective_bpw,
+        body_bpw=counted.body_bpw,
+        kinds=tuple(_part(str(kind), tally) for kind, tally in counted.kinds.items() if tally[0]),
+        types=tuple(_part(kind, tally) for kind, tally in counted.histogram.items()),
+        layers=tuple(
+            _part(f"layer {number}", tally) for number, tally in sorted(counted.by_layer.items())
+        ),
+        **facts,
     )
 
 
@@ -151,7 +153,8 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
     scheme = checkpoint.config.get("quantization_config")
     method = scheme.get("quant_method") if isinstance(scheme, dict) else None
     vocabulary = checkpoint.config.get("vocab_size")
-    return Inspection(
+    return _counted(
+        counted,
         file=folder.resolve().name,
         parts=len(checkpoint.files),
         size=checkpoint.file_size,
@@ -159,15 +162,7 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         name="",
         file_type=str(method) if method else "no quantization",
         quantization_version=None,
-        weights=counted.n_weights,
-        effective_bpw=counted.effective_bpw,
-        body_bpw=counted.body_bpw,
         nominal_bpw=None,
-        kinds=tuple(_part(str(kind), tally) for kind, tally in counted.kinds.items() if tally[0]),
-        types=tuple(_part(kind, tally) for kind, tally in counted.histogram.items()),
-        layers=tuple(
-            _part(f"layer {number}", tally) for number, tally in sorted(counted.by_layer.items())
-        ),
         tokens=vocabulary if isinstance(vocabulary, int) else 0,
         tokenizer=None,
         chat_template=None,

@@ -21,7 +21,6 @@ from .model.quant_types import FILE_TYPES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .bpw import BpwAccount
     from .model.artifact import Header, TensorInfo
 
 RULES = "rules of llama.cpp as vendored in llama-cpp-python 0.3.36"
@@ -184,7 +183,7 @@ def _share(header: Header, method: str, *, imatrix: bool) -> float:
 def n_weights(dimensions: Dimensions | None, header: Header | None) -> int:
     """Count weights, from the header if there is one; 0 if neither says."""
     if header is not None:
-        return _counted(header).n_weights
+        return account(header.tensors).n_weights
     try:
         return layout.n_parameters(dimensions) if dimensions else 0
     except ValueError:
@@ -317,10 +316,6 @@ def _file_size(
 
 def _padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
-
-
-def _counted(header: Header) -> BpwAccount:
-    return account(header.tensors)
 
 
 def _number(header: Header, name: str) -> int:

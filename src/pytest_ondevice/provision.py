@@ -178,9 +178,18 @@ class Provision:
         found: dict[str, Weights] = {}
         for cell in cells:
             candidate = self._candidate(cell)
-            weights = candidate or self._place(cell.model)
-            if weights.here() is None and weights not in found.values():
-                found[cell.id if candidate else cell.model.name] = weights
+            if candidate is not None and candidate.here() is None:
+                found[cell.id] = candidate
+            if candidate is not None and not self.settings.rederive:
+                continue
+            try:
+                source = self._place(cell.model)
+            except MissingError:
+                if candidate is None:
+                    raise
+                continue  # what is to be made once more cannot be, and its check will say so
+            if source.here() is None:
+                found[cell.model.name] = source
         return found
 
     def fetch(self, cells: Sequence[Cell], tick: Callable[[str, float, float], None]) -> None:
@@ -255,7 +264,8 @@ class Provision:
         weights = self._candidate(cell)
         if weights is not None:
             size = weights.size
-            return Load(cell, n_weights(cell.model, None) or size, size, make=False)
+            again = self.settings.rederive and not cell.reference
+            return Load(cell, n_weights(cell.model, None) or size, size, make=again)
         place = self._place(cell.model)
         header = self._file(place).header if place.here() is not None else None
         count = n_weights(cell.model, header) or place.size // 2
@@ -315,18 +325,26 @@ class Provision:
         )
 
     def _artifact(self, cell: Cell, file: GgufFile, origin: str, recipe: Recipe | None) -> Artifact:
-        source: GgufFile | None = None
-        name = ""
-        try:
+        if origin != "candidate":
             source, name = self.source(cell.model)
-            ancestor: GgufFile | None = source
-        except MissingError:
-            # Without a source, the reference among the candidates is what the others descend from.
-            reference = self._candidates and self._candidates.find(cell.model, REFERENCE)
-            ancestor = self._file(reference) if reference else None
-        if origin == "candidate":
-            source, name = None, ""
-        return Artifact(cell, file, origin, source, name, recipe, ancestor)
+            return Artifact(cell, file, origin, source, name, recipe, source)
+        return Artifact(cell, file, origin, None, "", recipe, self._ancestor(cell.model))
+
+    def _ancestor(self, model: Model) -> GgufFile | None:
+        """Return what a candidate descends from, as far as it is here: nothing is fetched for it.
+
+        That is the source, else the reference among the candidates.
+        """
+        place = self._places.get(model.name)
+        if place is None:
+            try:
+                place = locate(model, offline=True)
+            except MissingError as error:
+                place = error
+        if not isinstance(place, OnDeviceError) and place.here() is not None:
+            return self._file(place)
+        reference = self._candidates and self._candidates.find(model, REFERENCE)
+        return self._file(reference) if reference else None
 
     def _file(self, weights: Weights) -> GgufFile:
         """Check headers and digests of a model file, downloading what is absent."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .model.measurement import Measurement, ProtocolFields
     from .options import Settings
     from .storage.baselines import Baselines
+    from .storage.pins import Pins
     from .waivers import Waivers
 
 PREFIX = "ondevice"
@@ -39,6 +40,7 @@ class State:
         bench: What measures, once something is to be measured.
         baselines: The stored baselines.
         waivers: Known failures.
+        pins: The digests of accepted artifacts, by cell id.
         owners: The collected check that owns a stage of a cell, by stage and cell id.
     """
 
@@ -47,6 +49,7 @@ class State:
     session: str
     baselines: Baselines
     waivers: Waivers
+    pins: Pins
     bench: Bench | None = None
     owners: dict[tuple[Stage, str], str] = field(default_factory=dict)
 

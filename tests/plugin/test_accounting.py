@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_ondevice import shipped
 
 if TYPE_CHECKING:
     from projects import Project
@@ -31,6 +34,10 @@ FAULTS = {
         "def account(rows): return of(rows, lambda quant: int(quant.bits_per_weight))",
         {"test_bytes_are_blocks"},
     ),
+    "ten bits in a byte": (
+        "def account(rows):\n    total, size = of(rows)\n    return total, size * 10 // 8",
+        {"test_bytes_are_blocks", "test_within_its_types"},
+    ),
     "padding counted": (
         "def account(rows):\n    total, size = of(rows)\n    return total, -(-size // 32) * 32",
         {"test_bytes_are_blocks", "test_additive"},
@@ -48,6 +55,12 @@ FAULTS = {
         {"test_bytes_are_blocks", "test_monotone"},
     ),
 }
+
+
+def test_every_property_has_a_fault_that_it_finds() -> None:
+    suite = (shipped.folder("suites") / "accounting" / "test_accounting.py").read_text()
+    asked = set(re.findall(r"^def (test_\w+)", suite, re.MULTILINE))
+    assert asked == set().union(*(red for _, red in FAULTS.values()))
 
 
 def test_ours_passes(project: Project) -> None:

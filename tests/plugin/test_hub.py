@@ -744,6 +744,22 @@ def test_candidates_of_a_repository_are_known_by_their_method(run: Run, gguf_byt
     assert not run.hub.asked
 
 
+def test_candidates_that_need_no_source_fetch_none(run: Run, gguf_bytes: bytes) -> None:
+    """Nobody was told a price of it: what a candidate descends from is looked for only here."""
+    folder = run.project.path / "made"
+    folder.mkdir()
+    for method in ("F16", "Q8_0"):
+        (folder / f"mine-{method}.gguf").write_bytes(gguf_bytes)
+    run.hub.asked.clear()
+    result = run.project.run_apart(
+        *run.arguments("--ondevice-artifacts=made", "--ondevice-methods=F16,Q8_0"),
+        *("-k", "test_tokenizer"),
+    )
+    assert result.ret == 0, sentence_or_all(result)
+    result.assert_outcomes(passed=2, deselected=result.parseoutcomes()["deselected"])
+    assert not run.hub.asked
+
+
 def ask_snapshot(run: Run, repo: str) -> Path:
     (folder,) = (run.ask.cache / f"models--{repo.replace('/', '--')}" / "snapshots").iterdir()
     return folder

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import BadFileError
+from ..errors import BadFileError, MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -161,6 +161,19 @@ class Folder:
     def commit(self, name: str) -> str:
         """Return nothing: a folder has no revisions."""
         return ""
+
+
+def of_file(path: Path, place: str, sha256: str | None = None) -> Weights:
+    """Make the weights of a file on this machine; of a split model's part, with all beside it.
+
+    Raises:
+        MissingError: There is no such file.
+    """
+    if not path.is_file() and not path.is_fifo():
+        raise MissingError(f"there is no file {path}")
+    shelf = Folder(path.parent, only=path.name)
+    parts = next(group for group in grouped(shelf.sizes()) if path.name in group)
+    return Weights(shelf, parts, place, None, sha256)
 
 
 def _manifest(path: Path) -> dict[str, str]:

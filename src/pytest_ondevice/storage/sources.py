@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingError, NotCachedError
 from .hub import find_source
-from .shelf import Folder, Weights, grouped
+from .shelf import of_file
 
 if TYPE_CHECKING:
     from ..model.catalog import Model, ModelSource
+    from .shelf import Weights
 
 
 def locate(model: Model, *, offline: bool) -> Weights:
@@ -44,19 +45,10 @@ def locate(model: Model, *, offline: bool) -> Weights:
 
 def _locate(source: ModelSource, *, offline: bool) -> Weights:
     if source.path is not None:
-        return _file(Path(source.path), str(source), source.sha256)
+        return of_file(Path(source.path), str(source), source.sha256)
     if source.package is not None:
-        return _file(_resource(source), str(source), source.sha256)
+        return of_file(_resource(source), str(source), source.sha256)
     return find_source(source, offline=offline)
-
-
-def _file(path: Path, place: str, sha256: str | None) -> Weights:
-    """Make a shelf of one file; of a split model's part, of all parts beside it."""
-    if not path.is_file() and not path.is_fifo():
-        raise MissingError(f"there is no file {path}")
-    shelf = Folder(path.parent, only=path.name)
-    parts = next(group for group in grouped(shelf.sizes()) if path.name in group)
-    return Weights(shelf, parts, place, None, sha256)
 
 
 def _resource(source: ModelSource) -> Path:
