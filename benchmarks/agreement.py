@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pytest_ondevice import figures
 from pytest_ondevice.probe import runner
 from pytest_ondevice.probe.protocol import Execution, FidelityPlan, MeasureJob, Text
 
@@ -28,16 +29,22 @@ def ours(reference: str, artifact: str, text: str) -> dict[str, float]:
                 texts=(Text("text", text),),
                 reference=str(Path(folder, "reference.npz")),
                 write=write,
-                windows=None,
                 execution=Execution(threads=2),
             )
             result = runner.run(MeasureJob(artifact=path, fidelity=plan), timeout=600)
             payload = result.payloads["fidelity"]
     mean = {
         name: sum(payload[name]) / len(payload[name])  # type: ignore[arg-type,call-overload]
-        for name in ("nll", "kld", "ln_ratio", "same_top")
+        for name in ("nll", "kld", "ln_ratio", "same_top", "dp", "square_dp")
+    }
+    tail = {
+        name: figures.of_fidelity(quantity, [payload]).value or math.nan
+        for name, quantity in {"median KLD": "kld_median", "99 % KLD": "kld_p99"}.items()
     }
     return {
+        "mean dp": 100 * mean["dp"],
+        "RMS dp": 100 * math.sqrt(mean["square_dp"]),
+        **tail,
         "PPL": math.exp(mean["nll"]),
         "KLD": mean["kld"],
         "ln ratio": mean["ln_ratio"],
@@ -54,6 +61,10 @@ def theirs(tool: str, reference: str, artifact: str, text: str) -> dict[str, flo
             [*base, "-m", artifact, "--kl-divergence"], capture_output=True, check=True, text=True
         )
     patterns = {
+        "mean dp": r"Mean\s+Δp:\s*(-?[\d.]+)",
+        "RMS dp": r"RMS Δp\s*:\s*([\d.]+)",
+        "median KLD": r"Median\s+KLD:\s*([\d.]+)",
+        "99 % KLD": r"99\.0%\s+KLD:\s*([\d.]+)",
         "PPL": r"Mean PPL\(Q\)\s*:\s*([\d.]+)",
         "KLD": r"Mean\s+KLD:\s*([\d.]+)",
         "ln ratio": r"Mean ln\(PPL\(Q\)/PPL\(base\)\)\s*:\s*([-\d.]+)",
@@ -68,7 +79,7 @@ def main() -> None:
     tool, reference, artifact, text = sys.argv[1:]
     mine, other = ours(reference, artifact, text), theirs(tool, reference, artifact, text)
     for name, value in mine.items():
-        print(f"{name:<9} {value:.7g}  tool {other[name]:.7g}  {value / other[name] - 1:+.4%}")
+        print(f"{name:<10} {value:.7g}  tool {other[name]:.7g}  {value / other[name] - 1:+.4%}")
 
 
 if __name__ == "__main__":

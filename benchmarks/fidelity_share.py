@@ -38,7 +38,7 @@ def main() -> None:
                 texts=tuple(Text(file.stem, str(file)) for file in sorted(TEXTS.glob("*.txt"))),
                 reference=str(Path(folder, "reference.npz")),
                 write=write,
-                windows=8,
+                last=8,
                 execution=Execution(threads=2),
             )
             spent[0] = 0.0

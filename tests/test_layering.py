@@ -27,7 +27,7 @@ stats         model
 judgement     model stats
 formats       errors model
 storage       errors model formats
-render        model
+render        model judgement
 probe         model
 layout
 strategies    model
@@ -35,7 +35,11 @@ checkpoints   bpw
 mixes         model layout
 plan          model bpw layout mixes
 waivers       errors storage
+rules         errors model storage
+tier          model
+texts         errors probe
 conclusion    errors model storage
+comparison    errors model stats judgement storage conclusion
 devices       errors model options
 catalog       errors model storage
 matrix        errors model options storage catalog
@@ -45,19 +49,26 @@ toll          errors formats storage matrix price
 planner       errors model options formats storage catalog matrix plan
 inspection    errors model bpw checkpoints formats storage matrix plan
 facts         model bpw formats matrix plan inspection
-measure       errors model options stats storage probe devices matrix price facts
+figures       model stats
+measure       errors model options stats storage probe devices matrix price texts facts figures
+references    errors model storage probe devices matrix texts
 checks        model
 state         model checks
 api           errors model bpw judgement measure state
-baselines     model storage api
-gather        errors model options judgement storage devices state baselines
+baselines     model storage api state
+gather        errors model options rules judgement storage devices state baselines
 progress
 distribute    state
-hooks         errors model shipped options waivers storage render probe devices matrix price toll
-hooks         provision measure checks state gather progress distribute
+generations   errors model storage api state
+workbench     storage devices matrix provision measure
+calibration   errors model stats judgement storage render probe devices tier figures
+hooks         errors model shipped options waivers rules tier texts storage render probe devices
+hooks         catalog matrix price toll provision references measure checks state gather progress
+hooks         distribute generations calibration
 fixtures      api baselines
 plugin        options hooks fixtures
-cli           errors options storage render devices catalog conclusion planner inspection
+cli           errors options storage render devices texts catalog matrix conclusion comparison
+cli           planner inspection measure references workbench calibration progress
 """
 
 # Who may import what from elsewhere; every other module may not.
@@ -71,6 +82,7 @@ CONFINED = {
     "numpy": {"api", "formats.blocks", "probe", "stats"},
     "subprocess": {"probe.runner"},
     "hypothesis": {"strategies"},
+    "syrupy": {"generations"},
 }
 
 # What is read at every start of pytest, also where the plugin is not used.
@@ -254,10 +266,12 @@ def test_the_suites_use_what_they_may() -> None:
     allowed = {f"{PACKAGE}.checks", f"{PACKAGE}.model.bound", "pytest", "__future__", "typing"}
     # The accounting suite gates no model: it asks a function about drawn ones.
     drawn = {f"{PACKAGE}.strategies", f"{PACKAGE}.model.quant_types", "hypothesis", "fractions"}
+    # The generations suite needs an extra, and what keeps its texts.
+    apart = {"accounting": drawn, "generations": {f"{PACKAGE}.generations", f"{PACKAGE}.state"}}
     found = imports_of(shipped.folder("suites"), package)
     assert found
     for one in found:
-        more = drawn if one.module.startswith("accounting") else set()
+        more = apart.get(one.module.partition(".")[0], set())
         assert one.target in allowed | more, one
 
 

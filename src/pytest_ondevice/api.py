@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -13,13 +15,14 @@ import msgspec
 import pytest
 
 from .bpw import account
-from .errors import OnDeviceError, did_you_mean
-from .judgement import Judgement, explain, judge
-from .measure import StageFailedError, UnsupportedError
+from .errors import MissingError, OnDeviceError, did_you_mean
+from .judgement import ALPHA, Judgement, explain, judge, succeed
+from .measure import BINDING_ROUNDS, StageFailedError, UnsupportedError
 from .model.artifact import TensorInfo
 from .model.bound import Bound, Source
+from .model.change import Change, Finding
 from .model.measurement import Measurement
-from .model.quantity import QUANTITIES
+from .model.quantity import QUANTITIES, Quantity, Stage
 from .model.report import CheckResult
 from .model.verdict import Verdict
 from .state import ITEM, STATE, ItemState, check_id, declared
@@ -105,6 +108,23 @@ class Face:
             self._end(Verdict.UNSUPPORTED, f"requires {problem}")
         return self._end(Verdict.FAIL, str(problem))
 
+    def _measured(self, quantity: str) -> Measurement:
+        """Measure a quantity over the whole budget, and keep it for the report."""
+        __tracebackhide__ = True
+        made: Measurement = self._guard(lambda: self._bench.measure(self._cell, quantity))
+        self._found.measured[quantity] = made
+        return made
+
+    def _take_along(self, quantity: str, windows: int | None = None) -> None:
+        """Measure what else the check declares of the same stage, for the report."""
+        __tracebackhide__ = True
+        check = declared(self._item)
+        stage = QUANTITIES[quantity].stage
+        for name in check.measures if check is not None else ():
+            if name != quantity and QUANTITIES[name].stage is stage:
+                measure = partial(self._bench.measure, self._cell, name, windows)
+                self._found.measured[name] = self._guard(measure)
+
     def _died(self, error: StageFailedError) -> NoReturn:
         __tracebackhide__ = True
         owner = self._state.owners.get((error.stage, error.cell.id))
@@ -115,11 +135,13 @@ class Face:
             self._end(Verdict.FAIL, error.text())
         self._end(Verdict.BLOCKED, f"blocked by {owner} of {error.cell.id}: {error.ending.kind}")
 
-    def _end(self, verdict: Verdict, message: str, *, fails: bool = False) -> NoReturn:
+    def _end(self, verdict: Verdict, message: str, *, fails: bool = False, **more: Any) -> NoReturn:
         """Record a verdict that needs no bound, and end the item with it."""
         __tracebackhide__ = True
         check = check_id(self._item)
-        result = CheckResult(check=check, cell=self._cell.id, verdict=verdict, message=message)
+        result = CheckResult(
+            check=check, cell=self._cell.id, verdict=verdict, message=message, **more
+        )
         if fails or verdict is Verdict.FAIL:
             self._fail(result, f"{check} {self._cell.id}: {verdict}: {message}")
         self._skip(result, message)
@@ -144,6 +166,45 @@ class Face:
         self._found.results.append(msgspec.structs.replace(result, outcome="failed"))
         pytest.fail(text, pytrace=False)
 
+    def _decide(
+        self,
+        measured: Measurement,
+        bound: Bound,
+        judgement: Judgement,
+        **more: Any,
+    ) -> None:
+        """Record a judgement; anything but a pass ends the test, unless it is advisory."""
+        __tracebackhide__ = True
+        check = check_id(self._item)
+        result = CheckResult(
+            check=check,
+            cell=self._cell.id,
+            verdict=judgement.verdict,
+            quantity=measured.quantity,
+            value=measured.value,
+            unit=measured.unit,
+            bound=bound,
+            message=judgement.reason,
+            advisory=measured.advisory,
+            **more,
+        )
+        if judgement.verdict is Verdict.PASS:
+            self._found.results.append(result)
+            return
+        if measured.advisory:
+            self._skip(result, f"{judgement.verdict} (advisory): {judgement.reason}")
+        self._bench.void(self._cell, measured.quantity)
+        undecided = judgement.verdict in {Verdict.INCONCLUSIVE, Verdict.INVALID}
+        if undecided and self._state.settings.inconclusive == "skip":
+            self._skip(result, f"{judgement.verdict}: {judgement.reason}")
+        self._fail(result, explain(measured, bound, judgement, f"{check} {self._cell.id}"))
+
+
+def _known(quantity: str) -> Quantity:
+    if quantity not in QUANTITIES:
+        raise ValueError(f"unknown quantity '{quantity}'{did_you_mean(quantity, QUANTITIES)}")
+    return QUANTITIES[quantity]
+
 
 class Measurer(Face):
     """Measures quantities of one cell."""
@@ -155,11 +216,8 @@ class Measurer(Face):
             ValueError: There is no such quantity.
         """
         __tracebackhide__ = True
-        if quantity not in QUANTITIES:
-            raise ValueError(f"unknown quantity '{quantity}'{did_you_mean(quantity, QUANTITIES)}")
-        made: Measurement = self._guard(lambda: self._bench.measure(self._cell, quantity))
-        self._found.measured[quantity] = made
-        return made
+        _known(quantity)
+        return self._measured(quantity)
 
 
 class Checker(Face):
@@ -167,7 +225,7 @@ class Checker(Face):
 
     def __call__(
         self,
-        measured: Measurement | float,
+        measured: Measurement | float | str,
         bound: Bound | None = None,
         *,
         at_most: float | None = None,
@@ -178,7 +236,9 @@ class Checker(Face):
         """Hold a measurement against a bound; anything but a pass ends the test.
 
         Args:
-            measured: A measurement of ``ondevice_measure``, or a number of your own.
+            measured: A measurement of ``ondevice_measure``, a number of your own, or the name of
+                a quantity: it is measured as far as the verdict needs, fidelity in looks, and
+                with it what else the check declares, over the same windows.
             bound: A bound, such as ``ondevice_baseline`` makes.
             at_most: Instead of a bound: the largest value allowed.
             at_least: Instead of a bound: the smallest value allowed.
@@ -193,6 +253,18 @@ class Checker(Face):
             raise ValueError("give either a bound or at_most and/or at_least")
         if bound is None:
             bound = Bound(source=Source.BUDGET, detail="this test", upper=at_most, lower=at_least)
+        if isinstance(measured, str):
+            stage = _known(measured).stage
+            if stage is Stage.FIDELITY and not self._whole(measured):
+                found, judgement = self._settle(measured, bound)
+                self._conclude(found, bound, judgement)
+                return
+            self._take_along(measured)
+            if stage is Stage.SPEED:
+                found, judgement = self._timed(measured, bound)
+                self._conclude(found, bound, judgement)
+                return
+            measured = self._measured(measured)
         if not isinstance(measured, Measurement):
             number = float(measured)
             measured = Measurement(
@@ -201,9 +273,48 @@ class Checker(Face):
             self._found.measured.setdefault(name, measured)
         self._conclude(measured, bound, judge(measured, bound))
 
+    def _timed(self, quantity: str, bound: Bound) -> tuple[Measurement, Judgement]:
+        """Time as many rounds as the verdict needs; what looks slower is timed again first."""
+        __tracebackhide__ = True
+        found = None
+        for rounds, alpha in rounds_to_take(self._state.settings.rounds):
+            measure = partial(self._bench.measure, self._cell, quantity, rounds=rounds)
+            measured = self._guard(measure)
+            found = measured, judge(measured, bound, alpha)
+            if found[1].verdict is Verdict.PASS:
+                break
+        assert found is not None  # there are always some rounds
+        self._found.measured[quantity] = found[0]
+        return found
+
+    def _whole(self, quantity: str) -> bool:
+        """Whether every window of the budget is wanted: they are to be recorded."""
+        return _known(quantity).kind in self._state.settings.update
+
+    def _settle(self, quantity: str, bound: Bound) -> tuple[Measurement, Judgement]:
+        """Measure as many windows as the verdict needs, in looks, and judge."""
+        __tracebackhide__ = True
+        held = set(bound.sample_ids)
+        last, windows = 0, None
+        measured, judgement = None, None
+        for look in self._guard(lambda: self._bench.looks(self._cell, ALPHA)):
+            measure = partial(self._bench.measure, self._cell, quantity, look.windows)
+            more = self._guard(measure)
+            common = len(held.intersection(more.sample_ids)) if held else more.n
+            if measured is not None and common == last:
+                break  # the baseline holds no more windows to pair with
+            last, windows = common, look.windows
+            measured, judgement = more, judge(more, bound, look.alpha)
+            if judgement.verdict is not Verdict.INCONCLUSIVE:
+                break
+        assert measured is not None  # there is always a look
+        assert judgement is not None
+        self._found.measured[quantity] = measured
+        self._take_along(quantity, windows)
+        return measured, judgement
+
     def _conclude(self, measured: Measurement, bound: Bound, judgement: Judgement) -> None:
         __tracebackhide__ = True
-        check = check_id(self._item)
         quantity = QUANTITIES.get(measured.quantity)
         kind = quantity.kind if quantity else None
         updates = bound.source is Source.BASELINE and kind in self._state.settings.update
@@ -211,25 +322,155 @@ class Checker(Face):
         if updates and moved and measured.value is not None:
             # The user accepts the new value on purpose; the message keeps what changed.
             judgement = Judgement(Verdict.PASS, f"recorded as baseline: {judgement.reason}")
-        result = CheckResult(
-            check=check,
-            cell=self._cell.id,
-            verdict=judgement.verdict,
-            quantity=measured.quantity,
-            value=measured.value,
-            unit=measured.unit,
-            bound=bound,
-            message=judgement.reason,
-            advisory=measured.advisory,
-        )
-        if judgement.verdict is Verdict.PASS:
-            self._found.results.append(result)
+        self._decide(measured, bound, judgement)
+
+
+class Identifier(Face):
+    """Tells by digests of logits whether anything in file or kernels changed."""
+
+    def identify(self, found: tuple[Mapping[str, tuple[str, ...]], str] | None, why: str) -> None:
+        """Compare the first windows' logits with those on record, bit for bit.
+
+        Args:
+            found: Digests by ISA class, and where they are from; None if there are none.
+            why: Why there are none.
+        """
+        __tracebackhide__ = True
+        record = self._guard(lambda: self._bench.stage(self._cell, Stage.FIDELITY))
+        isa, ours = record.payload["isa"], tuple(record.payload["logits"])
+        if found is None:
+            self._end(Verdict.NO_BASELINE, why)
+        digests, place = found
+        if isa not in digests:
+            there = ", ".join(sorted(digests)) or "none"
+            self._end(
+                Verdict.NO_BASELINE,
+                f"{place} has no digests of the ISA class {isa}, but of {there}",
+            )
+        pairs = list(zip(ours, digests[isa], strict=False))
+        if not pairs:
+            self._end(Verdict.NO_BASELINE, f"{place} has no digest of any window")
+        changed = sum(one != other for one, other in pairs)
+        measured = Measurement(quantity="changed_windows", value=float(changed), unit="1")
+        self._found.measured["changed_windows"] = measured
+        bound = Bound(source=Source.BASELINE, detail=place, upper=0.0)
+        of = f"of {len(pairs)} windows"
+        if not changed:
+            same = Judgement(Verdict.PASS, f"identical: the logits {of} are the same to the bit")
+            self._decide(measured, bound, same, finding=Finding.IDENTICAL)
             return
-        text = explain(measured, bound, judgement, f"{check} {self._cell.id}")
-        if measured.advisory and judgement.verdict is Verdict.INVALID:
-            self._skip(result, f"invalid (advisory): {judgement.reason}")
-        self._bench.void(self._cell, measured.quantity)
-        self._fail(result, text)
+        told = f"changed: the logits of {changed} {of} differ: another file or other kernels"
+        strict = self._state.settings.identical and "fidelity" not in self._state.settings.update
+        verdict = Verdict.FAIL if strict else Verdict.PASS
+        self._decide(measured, bound, Judgement(verdict, told), finding=Finding.CHANGED)
+
+
+def rounds_to_take(rounds: int) -> tuple[tuple[int, float], ...]:
+    """Say after how many rounds to judge speed, and at what alpha.
+
+    A campaign that binds is doubled where it does not pass: a slow process now and then is seen in
+    twice as many rounds for what it is, and a failure is told only once it was found twice.
+    """
+    if rounds < BINDING_ROUNDS:
+        return ((rounds, ALPHA),)
+    return ((rounds, ALPHA / 2), (2 * rounds, ALPHA / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One time that two cells are measured: how, at what alpha, and what leads to the next."""
+
+    arguments: Mapping[str, Any]
+    alpha: float
+    goes_on: frozenset[Finding] = frozenset()
+
+
+class Comparer(Face):
+    """Compares a cell with its predecessor, of the release or build before."""
+
+    def __call__(
+        self,
+        quantity: str,
+        *,
+        relative: float = 0.0,
+        absolute: float = 0.0,
+        higher_is_better: bool = False,
+    ) -> None:
+        """Hold a quantity against the predecessor's plus a tolerance, paired where it has samples.
+
+        Args:
+            quantity: Name of the quantity; both are measured, as far as the verdict needs.
+            relative: Tolerance as a share of the predecessor's value.
+            absolute: Tolerance in the quantity's unit; the larger of the two counts.
+            higher_is_better: The tolerance goes down, not up.
+        """
+        __tracebackhide__ = True
+        if self._state.settings.against is None:
+            self._end(Verdict.UNSUPPORTED, "requires --ondevice-against=OLD, the release before")
+        before = self._cell.predecessor
+        self._guard(lambda: self._predecessor(before))
+
+        def bound_of(then: Measurement) -> Bound:
+            return Bound(
+                source=Source.PREDECESSOR,
+                detail=str(self._state.settings.given["against"].text),
+                center=then.value,
+                relative=relative,
+                absolute=absolute,
+                higher_is_better=higher_is_better,
+                sample_ids=then.sample_ids,
+                samples=then.samples,
+            )
+
+        def take(step: _Step) -> tuple[Measurement, Measurement, Change]:
+            __tracebackhide__ = True
+            now, then = (
+                self._guard(partial(self._bench.measure, cell, quantity, **step.arguments))
+                for cell in (self._cell, before)
+            )
+            return now, then, succeed(now, then, bound_of(then), step.alpha)
+
+        found = None
+        for step in self._steps(quantity):
+            found = take(step)
+            if found[2].finding not in step.goes_on:
+                break
+        assert found is not None  # there is always a step
+        now, then, change = found
+        self._found.measured[quantity] = now
+        undecided = Verdict.INVALID if now.disturbed else Verdict.INCONCLUSIVE
+        verdict = {Finding.WORSE: Verdict.FAIL, Finding.UNDECIDED: undecided}.get(
+            change.finding, Verdict.PASS
+        )
+        told = Judgement(verdict, f"{change.finding}: {change.evidence}")
+        if then.disturbed:
+            why = f"its predecessor's measurement was disturbed: {'; '.join(then.disturbed)}"
+            told = Judgement(Verdict.INVALID, why)
+            change = msgspec.structs.replace(change, finding=Finding.UNDECIDED, evidence=why)
+        self._decide(now, bound_of(then), told, finding=change.finding, change=change)
+
+    def _steps(self, quantity: str) -> tuple[_Step, ...]:
+        """Say how often to measure at most, and after which findings to go on."""
+        __tracebackhide__ = True
+        stage = _known(quantity).stage
+        if stage is Stage.FIDELITY:
+            looks = self._guard(lambda: self._bench.looks(self._cell, ALPHA))
+            return tuple(
+                _Step({"windows": look.windows}, look.alpha, frozenset({Finding.UNDECIDED}))
+                for look in looks
+            )
+        if stage is Stage.SPEED:
+            return tuple(
+                _Step({"rounds": rounds}, alpha, frozenset({Finding.WORSE, Finding.UNDECIDED}))
+                for rounds, alpha in rounds_to_take(self._state.settings.rounds)
+            )
+        return (_Step({}, ALPHA),)
+
+    def _predecessor(self, before: Cell) -> None:
+        try:
+            self._bench.artifact(before)
+        except MissingError as error:
+            raise UnsupportedError(str(error).replace("no predecessor", "a predecessor")) from error
 
 
 class Generation(NamedTuple):

@@ -1,8 +1,9 @@
-"""The command ``pytest-ondevice``: what is asked of a catalog, a cache or a report, without a run.
+"""The command ``pytest-ondevice``: what is asked of catalog, cache and reports without a run.
 
 Thin: each command parses its arguments, asks the module that knows, and prints. It exits with 2
-after one sentence when what it was given cannot be what it means. Commands import what they need
-themselves: reading a report must work where nothing can be measured.
+after one sentence when what it was given cannot be what it means, and with 130 after Ctrl-C.
+Commands import what they need themselves: reading a report must work where nothing can be measured.
+Two of them measure: they show on stderr how far they are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import importlib.metadata
 import io
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -22,16 +25,25 @@ import msgspec
 
 from . import conclusion
 from .errors import OnDeviceError, OptionError, StorageError
-from .options import default_cache
+from .options import ALL_LAYERS, BUDGETS, MOST_THREADS, Value, default_cache, defaults, usable_cores
+from .progress import PLAIN_SECONDS, REDRAW_SECONDS, eta
 from .render import text
-from .storage.files import megabytes
+from .storage.files import megabytes, why_unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from .measure import Bench
+    from .options import Settings
     from .storage.cache import Entry
 
 MISUSE = 2
+INTERRUPTED = 130
+"""As a shell has it of what SIGINT ended."""
+
+_MOST_WINDOWS = 2**15
+_MOST_RUNS = 1000
+_MOST_ROUNDS = 100
 
 _SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _AGES = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -53,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OnDeviceError as error:
         sys.stderr.write(f"ERROR: {error}\n")
         return MISUSE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         " pytest: pytest --ondevice-models=NAME",
     )
     version = importlib.metadata.version("pytest-ondevice")
-    parser.add_argument("--version", action="version", version=f"pytest-ondevice {version}")
+    parser.add_argument("-V", "--version", action="version", version=f"pytest-ondevice {version}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     models = commands.add_parser("models", help="list the catalog", description=_models.__doc__)
@@ -126,16 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(command=_inspect)
 
-    check = commands.add_parser(
-        "check",
-        help="tell by exit status how a run ended",
-        description="Tell by exit status what a report says: "
-        + ", ".join(f"{status.value} {status.meaning}" for status in conclusion.Status)
-        + f"; {MISUSE} it is no report, or the command is wrong.",
-    )
-    check.add_argument("report", metavar="REPORT", type=Path, help="a report.json")
-    check.add_argument("--quiet", action="store_true", help="print nothing")
-    check.set_defaults(command=_check)
+    _add_reports(commands)
+    _add_reference(commands)
+    _add_calibrate(commands)
 
     cached = commands.add_parser(
         "cache",
@@ -168,6 +176,149 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     prune.set_defaults(command=_cache_prune)
     return parser
+
+
+def _add_reports(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="tell by exit status how a run ended",
+        description="Tell by exit status what a report says: "
+        + ", ".join(f"{status.value} {status.meaning}" for status in conclusion.Status)
+        + f"; {MISUSE} it is no report, or the command is wrong.",
+    )
+    check.add_argument("report", metavar="REPORT", type=Path, help="a report.json")
+    check.add_argument("--quiet", action="store_true", help="print nothing")
+    check.set_defaults(command=_check)
+
+    compare = commands.add_parser(
+        "compare",
+        help="say what became of every cell, from one report to the next",
+        description="Compare two reports, or two baselines or folders of them, cell by cell. Exit"
+        " status: 0 nothing is worse, 1 something is, 3 something is not decided, is missing or"
+        f" could not be compared; {MISUSE} they are neither, or the command is wrong.",
+    )
+    compare.add_argument("old", metavar="OLD", type=Path, help="what it was")
+    compare.add_argument("new", metavar="NEW", type=Path, help="what it is")
+    compare.add_argument(
+        "--cells", metavar="PATTERN", help="only these cells; * and ? stand for any characters"
+    )
+    shown = compare.add_mutually_exclusive_group()
+    shown.add_argument("--markdown", action="store_true", help="print a comment for GitHub")
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(command=_compare)
+
+    summary = commands.add_parser(
+        "summary",
+        help="print a report as Markdown",
+        description="Print a report as Markdown that fits into a comment of GitHub: a table of the"
+        " cells, then what failed and why.",
+    )
+    summary.add_argument("report", metavar="REPORT", type=Path, help="a report.json")
+    summary.set_defaults(command=_summary)
+
+
+def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    reference = commands.add_parser(
+        "reference",
+        help="make or check a reference file",
+        description="Make or check a reference file: what the unquantized model says of the"
+        " evaluation text, for machines that cannot hold it (--ondevice-reference=FILE).",
+    )
+    actions = reference.add_subparsers(title="actions", metavar="ACTION", required=True)
+    make = actions.add_parser(
+        "make",
+        help="make one, where the model fits",
+        description="Run the model in F16 over the evaluation text, and keep its distributions.",
+    )
+    make.add_argument("model", metavar="MODEL", help="a name of the catalog, a GGUF file, hf:...")
+    make.add_argument("file", metavar="FILE", type=Path, help="the .npz file to write")
+    make.add_argument(
+        "--windows",
+        metavar="N",
+        type=_windows,
+        default="release",
+        help="windows of 512 tokens: smoke (16), release (all the text holds) or a number;"
+        " default: %(default)s",
+    )
+    make.add_argument("--text", metavar="FILE", type=Path, help="evaluation text (UTF-8)")
+    _add_machine(make)
+    make.set_defaults(command=_reference_make)
+    check = actions.add_parser(
+        "check",
+        help="say what one is, and verify it",
+        description="Say what a reference file is, and verify every window of it. Exit status: 0"
+        f" it is whole, 1 it is damaged, {MISUSE} it cannot be read or is none.",
+    )
+    check.add_argument("file", metavar="FILE", type=Path, help="a reference file")
+    check.set_defaults(command=_reference_check)
+
+
+def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="find out how far figures of speed and memory stray on this machine",
+        description="Time a model against itself, again and again: what differs is noise. Says how"
+        " often the gate would cry wolf here and which slowdown it would find, and keeps the noise"
+        " for bounds that refer to it. Takes a while, and wants the machine to itself.",
+    )
+    calibrate.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="smollm2-135m",
+        help="a name of the catalog, a GGUF file, hf:...; default: %(default)s",
+    )
+    calibrate.add_argument(
+        "--method", metavar="NAME", default="Q4_0", help="its file type; default: %(default)s"
+    )
+    calibrate.add_argument(
+        "--runs",
+        metavar="N",
+        type=_whole_number(1, _MOST_RUNS),
+        default=20,
+        help="campaigns; default: %(default)s",
+    )
+    calibrate.add_argument(
+        "--rounds",
+        metavar="N",
+        type=_whole_number(2, _MOST_ROUNDS),
+        default=8,
+        help="rounds of a campaign, a pair of processes each; default: %(default)s",
+    )
+    calibrate.add_argument(
+        "--tier", metavar="NAME", help="name of the class of machines, as for --ondevice-tier"
+    )
+    calibrate.add_argument(
+        "--output", metavar="FILE", type=Path, help="write what was found here too (JSON)"
+    )
+    calibrate.add_argument("--json", action="store_true", help="print JSON")
+    _add_machine(calibrate)
+    calibrate.set_defaults(command=_calibrate)
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    """Add what every command that measures has to be told."""
+    command.add_argument(
+        "--threads",
+        metavar="N",
+        type=_whole_number(1, MOST_THREADS),
+        default=usable_cores(),
+        help="threads of the runtime; default: the cores this process may use",
+    )
+    command.add_argument(
+        "--gpu-layers",
+        metavar="N",
+        type=_layers,
+        default=0,
+        help="layers on the GPU, or all; default: %(default)s",
+    )
+    command.add_argument("--catalog", metavar="FILE", type=Path, help="your own catalog")
+    command.add_argument("--offline", action="store_true", help="never ask a model hub")
+    command.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="the folder; default: PYTEST_ONDEVICE_CACHE, or the user's cache",
+    )
 
 
 def _models(given: argparse.Namespace) -> int:
@@ -238,6 +389,235 @@ def _check(given: argparse.Namespace) -> int:
     return status.value
 
 
+def _compare(given: argparse.Namespace) -> int:
+    from . import comparison  # noqa: PLC0415
+    from .render import markdown  # noqa: PLC0415
+
+    found = comparison.compare(given.old, given.new, given.cells)
+    if given.json:
+        _print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    elif given.markdown:
+        _write(markdown.comparison(found))
+    else:
+        for line in markdown.lines(found):
+            _print(line)
+    return comparison.status(found).value
+
+
+def _summary(given: argparse.Namespace) -> int:
+    from .render import markdown  # noqa: PLC0415
+
+    _write(markdown.summary(conclusion.read(given.report)))
+    return 0
+
+
+def _reference_make(given: argparse.Namespace) -> int:
+    from . import references  # noqa: PLC0415
+    from .catalog import models  # noqa: PLC0415
+    from .matrix import REFERENCE  # noqa: PLC0415
+    from .texts import check  # noqa: PLC0415
+
+    settings = _settings(
+        given, REFERENCE, windows=given.windows, text=given.text and given.text.absolute()
+    )
+    try:
+        check(given.text)
+    except OnDeviceError as error:
+        raise OptionError(f"--text={given.text}: {error}") from error
+    _require_ours(given.file, references.describe, "a reference file")
+    with _whole(given.file) as part, _measuring(settings) as (bench, progress):
+        (model,) = models(settings)
+
+        def tick(stage: str, done: float, total: float) -> None:
+            if stage not in {"", "start"}:
+                progress.update(model.name, stage, done, total)
+
+        references.make(bench, model, part, tick)
+    for line in references.lines(given.file):
+        _print(line)
+    return 0
+
+
+def _reference_check(given: argparse.Namespace) -> int:
+    from . import references  # noqa: PLC0415
+
+    for line in references.lines(given.file):
+        _print(line)
+    wrong = references.verify(given.file)
+    for line in wrong or ["every window is whole"]:
+        _print(line)
+    return 1 if wrong else 0
+
+
+def _calibrate(given: argparse.Namespace) -> int:
+    from . import calibration  # noqa: PLC0415
+    from .matrix import expand  # noqa: PLC0415
+
+    settings = _settings(given, given.method, rounds=given.rounds, tier=given.tier)
+    try:
+        where = calibration.place(settings)
+    except ValueError as error:
+        raise OptionError(f"--tier={given.tier}: {error}") from error
+    kept = calibration.path(settings.cache, where[0].name)
+    if problem := why_unwritable(kept.parent):
+        raise StorageError(f"{kept.parent}: {problem}")
+    files = [kept]
+    if given.output is not None:
+        _require_ours(given.output, calibration.read, "a calibration")
+        files.append(given.output)
+    method, *more = expand(settings.methods, settings.given["methods"])
+    if more:
+        raise settings.given["methods"].error("a group of file types; give one of them")
+    with _measuring(settings) as (bench, progress):
+        (cell,) = (one for one in bench.cells if one.method == method)
+        taken = calibration.sample(bench, cell, given.runs, progress.tell)
+        rounds = len(taken.rounds)
+        if taken.interrupted and rounds < calibration.FEWEST:
+            few = f"fewer than {calibration.FEWEST} are not kept"
+            progress.tell(f"interrupted after {rounds} whole rounds; {few}")
+            return INTERRUPTED
+        if taken.interrupted:
+            progress.tell(f"interrupted after {rounds} whole rounds, which are kept")
+        found = calibration.calibrated(taken, given.rounds, where, cell.model.name, cell.method)
+    calibration.write(found, *files)
+    if given.json:
+        _print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        for line in [*calibration.lines(found), f"kept in {kept}"]:
+            _print(line)
+    return INTERRUPTED if taken.interrupted else 0
+
+
+def _settings(given: argparse.Namespace, method: str, **chosen: object) -> Settings:
+    """Make the settings of a command that measures one model.
+
+    Paths become absolute: what measures works in a folder of its own.
+    """
+    settings = defaults(
+        Path.cwd(),
+        models=(given.model,),
+        methods=(method,),
+        threads=given.threads,
+        gpu_layers=given.gpu_layers,
+        catalog=given.catalog and given.catalog.absolute(),
+        offline=given.offline,
+        cache=_cache(given).absolute(),
+        **chosen,
+    )
+    settings.given["models"] = Value(given.model, "MODEL", "command line")
+    settings.given["methods"] = Value(method, "--method", "command line")
+    return settings
+
+
+@contextlib.contextmanager
+def _measuring(settings: Settings) -> Iterator[tuple[Bench, _Progress]]:
+    """Yield a bench and what shows its work.
+
+    Raises:
+        OnDeviceError: No runtime or model, or a stage died.
+    """
+    from .measure import StageFailedError  # noqa: PLC0415
+    from .workbench import workbench  # noqa: PLC0415
+
+    progress = _Progress()
+    try:
+        with workbench(settings, progress, progress.tell) as bench:
+            yield bench, progress
+    except StageFailedError as error:
+        raise OnDeviceError(str(error)) from error
+
+
+class _Progress:
+    """Shows long work on stderr: one rewritten line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._stage = ("", "")
+        self._began = 0.0
+        self._drawn = 0.0
+        self._open = False
+
+    def update(self, cell: str, stage: str, done: float, total: float) -> None:
+        """Redraw the line on a terminal; elsewhere write one when a stage starts, then seldom."""
+        now = time.monotonic()
+        if (cell, stage) != self._stage:
+            self._stage, self._began = (cell, stage), now
+        elif now - self._drawn < (REDRAW_SECONDS if self._tty else PLAIN_SECONDS):
+            return
+        self._drawn = now
+        share = f" {done / total:.0%}" if total > 0 and done > 0 else ""
+        left = eta(now - self._began, done, total)
+        line = f"{cell}: {stage}{share}{', ' + left if left else ''}"
+        if self._tty:
+            width = max(20, shutil.get_terminal_size().columns - 1)
+            self._write(f"\r\x1b[K{line[:width]}")
+            self._open = True
+        else:
+            self._write(f"{line}\n")
+
+    def finish(self) -> None:
+        """Take the line off the terminal."""
+        if self._open:
+            self._write("\r\x1b[K")
+        self._open = False
+
+    def tell(self, line: str) -> None:
+        """Write a line that stays."""
+        self.finish()
+        self._write(f"{line}\n")
+
+    def _write(self, what: str) -> None:
+        # Nobody may be there to see it; the work goes on.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(what)
+            sys.stderr.flush()
+
+
+def _require_ours(file: Path, read: Callable[[Path], object], what: str) -> None:
+    """Refuse to write over anything that is not ``what`` already, before any work is done.
+
+    Raises:
+        OptionError: It is something else, or cannot be written.
+    """
+    try:
+        there = file.exists()
+    except OSError as error:
+        raise OptionError(f"{file}: cannot be written: {error.strerror}") from error
+    if not file.parent.is_dir():
+        raise OptionError(f"{file}: there is no folder {file.parent}")
+    if problem := why_unwritable(file.parent):
+        raise OptionError(f"{file}: {problem}")
+    if there:
+        try:
+            read(file)
+        except OnDeviceError as error:
+            raise OptionError(
+                f"{file} is there and is not {what}; remove it or choose another name"
+            ) from error
+
+
+@contextlib.contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """Yield a place beside a file; what was written there becomes the file if nothing failed.
+
+    Whatever a killed process has left of it goes too.
+
+    Raises:
+        StorageError: It cannot be put there.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".reference-", dir=file.parent)
+    except OSError as error:
+        raise StorageError(f"{file}: cannot write it: {error.strerror}") from error
+    with folder as name:
+        part = Path(name, "reference.npz")
+        yield part
+        try:
+            part.replace(file)
+        except OSError as error:
+            raise StorageError(f"{file}: cannot write it: {error.strerror}") from error
+
+
 def _cache_list(given: argparse.Namespace) -> int:
     from .storage import cache as store  # noqa: PLC0415
 
@@ -282,16 +662,24 @@ def _cache_prune(given: argparse.Namespace) -> int:
 
 
 def _folder(given: argparse.Namespace) -> Path:
+    """Return the cache; one that was named has to be there."""
+    folder = _cache(given, "there is no cache there")
+    if given.cache is not None and not folder.is_dir():
+        raise OptionError(f"{given.cache}: there is no cache there")
+    return folder
+
+
+def _cache(given: argparse.Namespace, empty: str = "a folder is expected") -> Path:
     name = given.cache
     if name is None:
         name = os.environ.get("PYTEST_ONDEVICE_CACHE") or str(default_cache())
+    if not name.strip():
+        raise OptionError(f"{name or 'an empty path'}: {empty}")
     try:
         folder = Path(name).expanduser()
-        there = folder.is_dir()
+        folder.exists()
     except (OSError, RuntimeError) as error:
         raise OptionError(f"{name}: not a path: {getattr(error, 'strerror', error)}") from error
-    if given.cache is not None and not (name.strip() and there):
-        raise OptionError(f"{name or 'an empty path'}: there is no cache there")
     return folder
 
 
@@ -319,6 +707,33 @@ def _tokens(given: str) -> int:
     return int(given)
 
 
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def convert(given: str) -> int:
+        if not given.isdecimal() or len(given) > 9 or not least <= int(given) <= most:
+            raise argparse.ArgumentTypeError(f"'{given}' is no number from {least} to {most}")
+        return int(given)
+
+    return convert
+
+
+def _layers(given: str) -> int:
+    if given.casefold() == "all":
+        return ALL_LAYERS
+    try:
+        return _whole_number(0, ALL_LAYERS)(given)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor all") from error
+
+
+def _windows(given: str) -> int | None:
+    if given.casefold() in BUDGETS:
+        return BUDGETS[given.casefold()]
+    try:
+        return _whole_number(1, _MOST_WINDOWS)(given)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor {' or '.join(BUDGETS)}") from error
+
+
 def _size(given: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", given.strip().lower())
     if match is None:
@@ -328,8 +743,12 @@ def _size(given: str) -> int:
 
 
 def _print(line: str) -> None:
+    _write(f"{line}\n")
+
+
+def _write(what: str) -> None:
     with _output() as output:
-        output.write(f"{line}\n")
+        output.write(what)
 
 
 @contextlib.contextmanager

@@ -12,15 +12,16 @@ import os
 import platform
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import StorageError
+from .errors import MissingError, StorageError
 from .model.device import Device, Runtime
 from .options import usable_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 WAIT_SECONDS = 0.2
 
@@ -97,20 +98,60 @@ def runtime() -> Runtime:
     """Describe the installed llama.cpp by the digest of its libraries, without loading them."""
     if importlib.util.find_spec("llama_cpp") is None:
         return Runtime(name="llama.cpp", version="none", digest="")
-    digest = hashlib.sha256()
-    for library in _libraries():
-        digest.update(library.name.encode())
-        with library.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
+    return _described(version, _libraries())
+
+
+def _described(version: str, libraries: Sequence[Path]) -> Runtime:
+    digest = hashlib.sha256()
+    for library in libraries:
+        digest.update(library.name.encode())
+        with library.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return Runtime(
         name="llama.cpp",
         version=f"llama-cpp-python {version}",
         digest=digest.hexdigest()[:16],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Another build of the runtime: the interpreter of its environment, and what it is."""
+
+    python: str
+    runtime: Runtime
+
+
+def is_environment(folder: Path) -> bool:
+    """Whether a folder is a Python environment."""
+    return (folder / "bin" / "python").exists()
+
+
+def build(folder: Path) -> Build:
+    """Describe the llama.cpp of another Python environment, without loading it.
+
+    Raises:
+        MissingError: It has no llama-cpp-python.
+    """
+    packages = [path.parent for path in folder.glob("lib*/python3*/site-packages/llama_cpp")]
+    if not packages:
+        raise MissingError(
+            f"{folder}: this Python environment has no llama-cpp-python; install the build to"
+            f" compare with there: {folder}/bin/python -m pip install llama-cpp-python msgspec"
+        )
+    libraries = {path.resolve() for path in (packages[0] / "llama_cpp").glob("lib/*")}
+    versions = [
+        path.name.split("-")[1] for path in packages[0].glob("llama_cpp_python-*.dist-info")
+    ]
+    runtime = _described(
+        (versions or ["unknown"])[0].removesuffix(".dist"),
+        sorted(path for path in libraries if path.is_file()),
+    )
+    return Build(str(folder / "bin" / "python"), runtime)
 
 
 def place(threads: int, gpu_layers: int) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .api import Accountant, Checker, Measurer, Model
+    from .api import Accountant, Checker, Comparer, Identifier, Measurer, Model
     from .baselines import BaselineBound
     from .model.catalog import Cell
+    from .rules import Budget
 
 
 @pytest.fixture
@@ -43,6 +44,32 @@ def ondevice_baseline(request: pytest.FixtureRequest, ondevice_cell: Cell) -> Ba
     from .baselines import BaselineBound  # noqa: PLC0415
 
     return BaselineBound(request, ondevice_cell)
+
+
+@pytest.fixture
+def ondevice_compare(request: pytest.FixtureRequest, ondevice_cell: Cell) -> Comparer:
+    """Compare the cell with its predecessor: ``ondevice_compare("peak_memory", relative=0.02)``.
+
+    The predecessor is what ``--ondevice-against`` names; without it the test is skipped.
+    """
+    from .api import Comparer  # noqa: PLC0415
+
+    return Comparer(request, ondevice_cell)
+
+
+@pytest.fixture
+def ondevice_identity(request: pytest.FixtureRequest, ondevice_cell: Cell) -> Identifier:
+    """Tell by digests whether the cell's logits are those on record, to the bit."""
+    from .api import Identifier  # noqa: PLC0415
+
+    return Identifier(request, ondevice_cell)
+
+
+@pytest.fixture
+def ondevice_budget(request: pytest.FixtureRequest) -> Budget:
+    """A limit that the user's file sets for the cell: quantity, ``at_most``, ``at_least``."""
+    budget: Budget = request.param
+    return budget
 
 
 @pytest.fixture

@@ -13,14 +13,18 @@ from .baselines import record
 from .devices import device, runtime
 from .errors import OnDeviceError
 from .judgement import show_bound
+from .model.change import overall
 from .model.report import SCHEMA_VERSION, CellReport, CheckResult, ItemReport, Report
 from .model.verdict import Verdict
-from .options import ALL_LAYERS, LOCK
+from .options import ALL_LAYERS, BESIDE, LOCK
+from .rules import Judged
 from .state import PREFIX, PROPERTY
 from .storage import pins
+from .storage.baselines import writable
 from .storage.files import why_unwritable, write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
@@ -50,6 +54,8 @@ class Gatherer:
         self._items: dict[tuple[str, str, str], CheckResult] = {}
         self._measured: dict[str, dict[str, Measurement]] = {}
         self._artifacts: dict[str, ArtifactFacts] = {}
+        self._predecessors: dict[str, ArtifactFacts] = {}
+        self._logits: dict[str, dict[str, tuple[str, ...]]] = {}
         self._protocols: dict[str, ProtocolFields] = {}
         self._system_info = ""
         self.seen = False
@@ -78,6 +84,10 @@ class Gatherer:
                 self._items[result.check, result.cell, result.quantity] = result
             if item.artifact is not None:
                 self._artifacts[item.cell] = item.artifact
+            if item.predecessor is not None:
+                self._predecessors[item.cell] = item.predecessor
+            if item.logits:
+                self._logits[item.cell] = item.logits
             measured = self._measured.setdefault(item.cell, {})
             measured.update({one.quantity: one for one in item.measurements})
             self._protocols.update(item.protocols)
@@ -103,6 +113,13 @@ class Gatherer:
                 ),
                 artifact=self._artifacts.get(cell.id),
                 measurements=self._measured.get(cell.id, {}),
+                predecessor=self._predecessors.get(cell.id),
+                finding=overall(
+                    one.change.finding
+                    for one in results
+                    if one.cell == cell.id and one.change is not None and not one.advisory
+                ),
+                logits=self._logits.get(cell.id, {}),
             )
             for cell in self._state.cells
         )
@@ -112,6 +129,8 @@ class Gatherer:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             complete=complete,
             device=device(),
+            tier=self._state.tier.name,
+            board=self._state.board,
             runtime=msgspec.structs.replace(runtime(), system_info=self._system_info),
             settings={
                 "models": ",".join(dict.fromkeys(cell.model for cell in cells)),
@@ -120,7 +139,10 @@ class Gatherer:
                 "windows": "all" if settings.windows is None else str(settings.windows),
                 "threads": str(settings.threads),
                 "gpu_layers": _layers(settings.gpu_layers),
+                "rounds": str(settings.rounds),
                 "candidates": "yes" if settings.artifacts else "no",
+                "against": "yes" if settings.against else "no",
+                "reference": _reference(settings),
             },
             cells=cells,
             checks=results,
@@ -129,11 +151,30 @@ class Gatherer:
                 *notes,
                 *_remarks(cells),
                 *self._state.waivers.remarks(results, complete=complete),
+                *(self._unused_rules(results) if complete else ()),
             ),
         )
 
-    def finish(self, report: Report) -> None:
-        """Write the report and, where asked for, the baselines; problems are kept for later."""
+    def _unused_rules(self, results: tuple[CheckResult, ...]) -> list[str]:
+        """Name the user's bounds that had no effect in a whole run."""
+        cells = {cell.id: cell for cell in self._state.cells}
+        return self._state.rules.unused(
+            Judged(
+                check=one.check,
+                quantity=one.quantity,
+                model=cells[one.cell].model.name,
+                method=cells[one.cell].method,
+                device=self._state.tier.name,
+            )
+            for one in results
+            if one.cell in cells
+        )
+
+    def finish(self, report: Report, tell: Callable[[str], None]) -> None:
+        """Write the report and, where asked for, the baselines; problems are kept for later.
+
+        ``tell`` hears what becomes of each baseline before it is written.
+        """
         self.final = report
         settings = self._state.settings
         target = report_path(settings, self._invocation)
@@ -145,7 +186,14 @@ class Gatherer:
             if settings.update and report.complete:
                 kinds = sorted(settings.update - {LOCK})
                 if kinds:
-                    self.lines.extend(record(report, kinds, self._state.baselines))
+                    record(
+                        report,
+                        kinds,
+                        self._state.baselines,
+                        tell,
+                        tier=self._state.tier.fields,
+                        anyway=settings.anyway,
+                    )
                 if LOCK in settings.update:
                     self.lines.extend(_pin(report, settings.rootdir / pins.NAME))
             elif settings.update:
@@ -167,6 +215,7 @@ class Gatherer:
             if problem:
                 raise value.error(problem) if value.text else OnDeviceError(f"{target}: {problem}")
         if settings.update:
+            writable(settings.baselines)
             problem = why_unwritable(settings.baselines)
             if problem and settings.given["baselines"].text is not None:
                 raise settings.given["baselines"].error(problem)
@@ -224,6 +273,12 @@ def _properties(result: CheckResult) -> list[tuple[str, object]]:
         "waived": result.waived,
     }
     return [(f"{PREFIX}_{name}", fact) for name, fact in facts.items() if fact]
+
+
+def _reference(settings: Settings) -> str:
+    if settings.reference is None:
+        return "made here"
+    return "beside" if settings.reference == BESIDE else "a file"
 
 
 def _layers(number: int) -> str:

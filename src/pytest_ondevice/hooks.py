@@ -6,42 +6,60 @@ import contextlib
 import fnmatch
 import os
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from . import shipped
+from . import calibration, shipped
+from .catalog import catalog, models
 from .checks import check_of
-from .devices import available_memory, device, place, runtime
+from .devices import available_memory, build, device, is_environment, place, runtime
 from .errors import OnDeviceError
 from .gather import Gatherer
 from .matrix import cells as make_cells
 from .matrix import methods as chosen_methods
-from .matrix import require_runtime
-from .measure import Bench, check_text
+from .matrix import require_runtime, runtime_methods
+from .measure import Bench
 from .model.measurement import digest_of
+from .model.quantity import QUANTITIES
 from .options import Settings, choose, parse
 from .price import price
 from .probe import runner
 from .probe.protocol import DescribeJob
 from .progress import make_progress, tail_progress
 from .provision import Provision
+from .references import given
 from .render import terminal
-from .state import ITEM, PROPERTY, STATE, ItemState, State, cell_of, declared, report_item
+from .rules import Rules, tightest
+from .state import (
+    BUDGET,
+    ITEM,
+    PROPERTY,
+    STATE,
+    ItemState,
+    State,
+    budget_of,
+    cell_of,
+    declared,
+    report_item,
+)
 from .storage import pins
 from .storage.baselines import Baselines
 from .storage.cache import hold
 from .storage.costs import Costs
 from .storage.files import why_unwritable
 from .storage.journal import Journal, Run
+from .texts import check as check_text
+from .tier import Tier, board, tier
 from .toll import confirm, quote, require_room
 from .waivers import Waivers
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
+    from .devices import Build
     from .model.catalog import Cell
     from .price import Price
 
@@ -57,13 +75,27 @@ def wake(config: pytest.Config) -> None:
     try:
         settings = parse(config)
         suites = _suites(settings)
-        matrix = make_cells(settings) if settings.models else ()
+        records_text = settings.runs_suites and "generations" in suites
+        if records_text and not config.pluginmanager.hasplugin("syrupy"):
+            raise settings.given["suites"].error(
+                "the suite generations needs syrupy: pip install 'pytest-ondevice[generations]'"
+            )
+        _check_text(settings)
+        references = given(settings, models(settings)) if settings.models else {}
+        matrix = make_cells(settings, references) if settings.models else ()
         if settings.methods and not settings.models:
             chosen_methods(settings)
         waivers = _waivers(settings)
+        rules = _rules(settings)
         accepted = pins.read(settings.rootdir / pins.NAME) if settings.models else {}
-        baselines = Baselines(settings.baselines, [shipped.folder("baselines")])
-        if settings.runs_suites and not settings.models and set(suites) & set(shipped.SUITES):
+        ours, name = _place(settings)
+        baselines = Baselines(settings.baselines, [shipped.folder("baselines")], ours.name)
+        noise = calibration.noise(settings.cache, ours.name) if settings.bounds else {}
+        if (
+            settings.runs_suites
+            and not settings.models
+            and set(suites) - set(shipped.WITHOUT_MODELS)
+        ):
             raise settings.given["suites"].error(
                 "no model to run them on; add --ondevice-models=NAME"
             )
@@ -71,15 +103,31 @@ def wake(config: pytest.Config) -> None:
             _check_run(config, settings)
     except OnDeviceError as error:
         raise pytest.UsageError(str(error)) from error
-    given: dict[str, str] = _workerinput(config).get(WORKERINPUT, {})
-    session = given.get("session") or uuid.uuid4().hex[:12]
-    left_out = given.get("left_out", "").split(",")
+    told: dict[str, str] = _workerinput(config).get(WORKERINPUT, {})
+    session = told.get("session") or uuid.uuid4().hex[:12]
+    left_out = told.get("left_out", "").split(",")
     matrix = tuple(cell for cell in matrix if cell.id not in left_out)
-    config.stash[STATE] = State(settings, matrix, session, baselines, waivers, accepted)
-    plugin = OnDevicePlugin(config, suites, given.get("run"))
+    config.stash[STATE] = State(
+        settings=settings,
+        cells=matrix,
+        session=session,
+        baselines=baselines,
+        waivers=waivers,
+        pins=accepted,
+        rules=rules,
+        references=references,
+        tier=ours,
+        board=name,
+        noise=noise,
+    )
+    plugin = OnDevicePlugin(config, suites, told.get("run"))
     if settings.runs_suites:
         _replace_args(config, settings)
     config.pluginmanager.register(plugin, "pytest_ondevice_session")
+    if records_text:
+        from .generations import Reminder  # noqa: PLC0415  (imports syrupy)
+
+        config.pluginmanager.register(Reminder(), "pytest_ondevice_generations")
     if config.pluginmanager.hasplugin("xdist"):
         from .distribute import Distribution  # noqa: PLC0415
 
@@ -104,7 +152,25 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         cells = [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="no-model")]
         metafunc.parametrize("ondevice_cell", cells, indirect=True)
         return
+    if BUDGET in metafunc.fixturenames:
+        _parametrize_budgets(metafunc, state, cells)
+        return
     metafunc.parametrize("ondevice_cell", cells, ids=[cell.id for cell in cells], indirect=True)
+
+
+def _parametrize_budgets(metafunc: pytest.Metafunc, state: State | None, cells: list[Cell]) -> None:
+    """Give a test each cell with each quantity that the user's file limits for it."""
+    rows: list[Any] = [
+        (cell, budget)
+        for cell in cells
+        for budget in (tightest(state.rules, cell, state.tier.name) if state else ())
+    ]
+    ids = [f"{cell.id}-{budget.quantity}" for cell, budget in rows]
+    if not rows:
+        reason = "requires a budget: a [[budget]] in the file of --ondevice-bounds"
+        rows = [pytest.param(None, None, marks=pytest.mark.skip(reason=reason))]
+        ids = ["no-budget"]
+    metafunc.parametrize(("ondevice_cell", BUDGET), rows, ids=ids, indirect=True)
 
 
 class OnDevicePlugin:
@@ -166,8 +232,7 @@ class OnDevicePlugin:
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
         """Leave out the shipped suites that were not asked for."""
         folder = shipped.folder("suites")
-        known = shipped.SUITES + shipped.WITHOUT_MODELS
-        if collection_path.parent == folder and collection_path.name in known:
+        if collection_path.parent == folder and collection_path.name in shipped.ALL:
             # Not None: the user's norecursedirs must not hide those that were asked for.
             return collection_path.name not in self.suites
         return None
@@ -203,7 +268,10 @@ class OnDevicePlugin:
             return
         if self.provision is None and not self.worker:
             self._resolve()
-        self._make_bench(ours, foreign=len(session.items) - len(ours))
+        try:
+            self._make_bench(ours, foreign=len(session.items) - len(ours))
+        except OnDeviceError as error:
+            raise pytest.UsageError(str(error)) from error
 
     def _resolve(self) -> None:
         """Make sure that every cell has or can be given an artifact; drop those that cannot.
@@ -220,7 +288,10 @@ class OnDevicePlugin:
             explicit = state.settings.given["methods"].text is not None
             needed = {cell.method for cell in state.cells} if explicit else set()
             able = self.provision.find(state.cells, sorted(needed))
-            self._pay(self.provision, able)
+            _other_build(state.settings)
+            before = self.provision.predecessors(able)
+            self._require_predecessors(before)
+            self._pay(self.provision, (*able, *before))
         except OnDeviceError as error:
             raise pytest.UsageError(str(error)) from error
         self.left_out = {cell.id for cell in state.cells} - {cell.id for cell in able}
@@ -230,6 +301,20 @@ class OnDevicePlugin:
             state.cells = able
         if unmatched := self.provision.unmatched():
             self.notes.append(f"files that match no cell: {', '.join(unmatched)}")
+        known = {name: runtime_methods() for name in catalog(state.settings.catalog)}
+        known |= {cell.model.name: runtime_methods() for cell in state.cells}
+        self.notes.extend(state.baselines.strays(known))
+        if dropped := self.provision.dropped():
+            self.notes.append(f"in the release before, and not in this run: {', '.join(dropped)}")
+
+    def _require_predecessors(self, before: tuple[Cell, ...]) -> None:
+        """Refuse a release before of which nothing is used: the run would compare nothing."""
+        settings = self.state.settings
+        if settings.against is not None and not before:
+            raise settings.given["against"].error(
+                "nothing there is a predecessor of a cell of this run; its files are named"
+                " MODEL...METHOD.gguf, or it is a Python environment with another llama.cpp"
+            )
 
     def _use_cache(self) -> None:
         """Keep the cache from being pruned until the session ends."""
@@ -250,6 +335,7 @@ class OnDevicePlugin:
             {weights.place: weights.missing for weights in absent.values()},
             self.costs,
             windows=settings.windows,
+            rounds=settings.rounds,
             threads=settings.threads,
         )
         self.price = whole
@@ -295,6 +381,10 @@ class OnDevicePlugin:
             busy=self.worker and foreign > 0,
             costs=self.costs,
             pins=state.pins,
+            cells=state.cells,
+            compares_before=state.settings.against is not None,
+            given=state.references,
+            build=_other_build(state.settings),
         )
         for item in ours:
             if self.config.pluginmanager.hasplugin("timeout"):
@@ -305,6 +395,13 @@ class OnDevicePlugin:
                 continue
             stages = state.bench.declared.setdefault(cell.id, set())
             stages |= check.stages
+            units = {QUANTITIES[name].unit for name in check.measures}
+            try:
+                state.rules.require_units(check.id, units)
+            except OnDeviceError as error:
+                raise state.settings.given["bounds"].error(str(error)) from error
+            if (budget := budget_of(item)) is not None:
+                stages.add(QUANTITIES[budget.quantity].stage)
             state.owners.update({(stage, cell.id): check.id for stage in check.owns})
 
     def _open_run(self) -> str:
@@ -318,6 +415,9 @@ class OnDevicePlugin:
                         msgspec.to_builtins(cell.model.sources) for cell in self.state.cells
                     ],
                     "artifacts": str(settings.artifacts),
+                    "against": str(settings.against),
+                    "reference": str(settings.reference),
+                    "rounds": settings.rounds,
                     "text": str(settings.text),
                     "windows": settings.windows,
                     "threads": settings.threads,
@@ -385,7 +485,7 @@ class OnDevicePlugin:
         settings = self.state.settings
         if not self.worker and self.gatherer.any():
             report = self.gatherer.report(complete=complete, notes=self.notes)
-            self.gatherer.finish(report)
+            self.gatherer.finish(report, self._tell)
             if self.gatherer.problems and int(exitstatus) == 0:
                 session.exitstatus = pytest.ExitCode.USAGE_ERROR
         elif self._should_have_gated(session, int(exitstatus)):
@@ -397,6 +497,13 @@ class OnDevicePlugin:
         if self.cache_use is not None:
             os.close(self.cache_use)
             self.cache_use = None
+
+    def _tell(self, line: str) -> None:
+        """Write a line to the terminal at once."""
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(line)
 
     def _should_have_gated(self, session: pytest.Session, exitstatus: int) -> bool:
         settings = self.state.settings
@@ -413,11 +520,12 @@ class OnDevicePlugin:
 
 
 def _suites(settings: Settings) -> tuple[str, ...]:
+    """Return the suites to run: those named, else all that gate and what options ask for."""
     if settings.suites is None:
-        return shipped.SUITES
+        asked = {"against": settings.against, "budgets": settings.bounds}
+        return (*shipped.SUITES, *(name for name, given in asked.items() if given is not None))
     value = settings.given["suites"]
-    known = shipped.SUITES + shipped.WITHOUT_MODELS
-    return tuple(choose(value, "suite", name, known) for name in settings.suites)
+    return tuple(choose(value, "suite", name, shipped.ALL) for name in settings.suites)
 
 
 def _waivers(settings: Settings) -> Waivers:
@@ -427,6 +535,45 @@ def _waivers(settings: Settings) -> Waivers:
         return Waivers.read(settings.waivers)
     except OnDeviceError as error:
         raise settings.given["waivers"].error(str(error)) from error
+
+
+def _check_text(settings: Settings) -> None:
+    try:
+        check_text(settings.text)
+    except OnDeviceError as error:
+        raise settings.given["text"].error(str(error)) from error
+
+
+def _other_build(settings: Settings) -> Build | None:
+    """Find the build of the runtime that is compared with, where one is named."""
+    against = settings.against
+    if not isinstance(against, Path) or not is_environment(against):
+        return None
+    try:
+        return build(against)
+    except OnDeviceError as error:
+        raise settings.given["against"].error(str(error)) from error
+
+
+def _rules(settings: Settings) -> Rules:
+    if settings.bounds is None:
+        return Rules()
+    try:
+        return Rules.read(settings.bounds)
+    except OnDeviceError as error:
+        raise settings.given["bounds"].error(str(error)) from error
+
+
+def _place(settings: Settings) -> tuple[Tier, str]:
+    """Find the tier of this machine, and its name in it."""
+    try:
+        ours = tier(device(), runtime(), settings.threads, settings.gpu_layers, settings.tier)
+    except ValueError as error:
+        raise settings.given["tier"].error(str(error)) from error
+    try:
+        return ours, board(settings.board)
+    except ValueError as error:
+        raise settings.given["board"].error(str(error)) from error
 
 
 def _require_gpu(settings: Settings) -> None:
@@ -458,10 +605,6 @@ def _check_run(config: pytest.Config, settings: Settings) -> None:
     """
     if settings.runs_suites:
         require_runtime()
-    try:
-        check_text(settings)
-    except OnDeviceError as error:
-        raise settings.given["text"].error(str(error)) from error
     Gatherer.check_target(settings, config.invocation_params.dir)
     wanted = settings.runs_suites or settings.given["cache"].text is not None
     if wanted and (problem := why_unwritable(settings.cache)):
@@ -497,5 +640,5 @@ def _nothing_collected(settings: Settings) -> str:
 
 
 def _workerinput(config: pytest.Config) -> dict[str, Any]:
-    given: dict[str, Any] = getattr(config, "workerinput", {})
-    return given
+    told: dict[str, Any] = getattr(config, "workerinput", {})
+    return told

@@ -16,7 +16,7 @@ from .options import choose
 from .storage.candidates import Candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from .options import Settings, Value
 
@@ -80,7 +80,7 @@ def require_runtime() -> None:
 
 
 def methods(settings: Settings) -> tuple[str, ...]:
-    """Expand groups and spellings to file types, the reference first, duplicates merged.
+    """Expand groups and spellings to file types, duplicates merged.
 
     Without a choice they are those of the candidates' folder, or those of the study.
 
@@ -88,7 +88,7 @@ def methods(settings: Settings) -> tuple[str, ...]:
         OptionError: A name is no file type of the installed llama.cpp and no group.
     """
     named = settings.methods or _offered(settings) or DEFAULT_METHODS
-    return tuple(dict.fromkeys((REFERENCE, *expand(named, settings.given["methods"]))))
+    return expand(named, settings.given["methods"])
 
 
 def expand(named: Iterable[str], value: Value) -> tuple[str, ...]:
@@ -116,11 +116,17 @@ def _offered(settings: Settings) -> tuple[str, ...]:
         raise settings.given["artifacts"].error(str(error)) from error
 
 
-def cells(settings: Settings) -> tuple[Cell, ...]:
-    """Make the matrix: every model under every method, the reference of a model first."""
+def cells(settings: Settings, given: Collection[str] = ()) -> tuple[Cell, ...]:
+    """Make the matrix: every model under every method, the reference of a model first.
+
+    Args:
+        settings: The options.
+        given: The models whose reference is a file: of them no reference is loaded unless it is
+            among the methods by name.
+    """
     chosen = methods(settings)
     return tuple(
         Cell(model=model, method=method, reference=method == REFERENCE)
         for model in models(settings)
-        for method in chosen
+        for method in dict.fromkeys(chosen if model.name in given else (REFERENCE, *chosen))
     )

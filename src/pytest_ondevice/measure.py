@@ -2,32 +2,35 @@
 
 Tests pull. What is missing is measured in a fresh process on the device, together with all other
 stages of that cell that the collected items declared, and journalled the moment it is there.
+
+Two stages come in parts, each with a record of its own: fidelity in stretches of windows, taken
+until a verdict is certain, and speed in rounds over all cells that are timed.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import datetime
 import os
 import time
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from . import facts
+from . import facts, figures
 from .devices import available_memory, device, lock_path, locked
 from .errors import MissingError, OnDeviceError, StorageError
 from .matrix import FLOAT_METHODS, runtime_methods
 from .model.ending import Ending, Kind
 from .model.measurement import Measurement, ProtocolFields, digest_of
 from .model.quantity import DETERMINISTIC, QUANTITIES, Stage
-from .options import LOCK
-from .price import MEMORY_FACTOR, work
+from .options import BESIDE, LOCK
+from .price import MEMORY_FACTOR
 from .probe import runner
 from .probe.protocol import (
     MEMORY_EXECUTION,
+    DecodePlan,
     Execution,
     FidelityPlan,
     MeasureJob,
@@ -35,29 +38,39 @@ from .probe.protocol import (
     ModelJob,
     QuantizeJob,
     SpeedPlan,
-    Text,
 )
 from .storage.artifacts import Recipe
-from .storage.files import megabytes, require_space
+from .storage.files import megabytes, require_space, sha256_of
+from .texts import texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from .devices import Build
     from .model.catalog import Cell
     from .options import Settings
-    from .probe.protocol import Event, Job
+    from .probe.protocol import Event, Job, Text
     from .provision import Artifact, Provision
+    from .references import GivenReference
+    from .stats import Look
     from .storage.costs import Costs
     from .storage.journal import Journal, Record
     from .storage.pins import Pins
 
-TEXT_VERSION = "v1"
+MOST_WINDOWS = 2**15
+"""More windows than any reference file has."""
 
 GROUPS: tuple[tuple[Stage, ...], ...] = (
-    (Stage.VALIDATE, Stage.SPEED, Stage.FIDELITY),
+    (Stage.VALIDATE, Stage.FIDELITY, Stage.DECODE),
     (Stage.MEMORY,),
+    (Stage.SPEED,),
 )
-"""Stages that share a worker process. Memory has its own: its peak must be nobody else's."""
+"""Stages that share a worker process. Memory has its own: its peak must be nobody else's; speed has
+one for each round, the process being the unit of replication."""
+
+BINDING_ROUNDS = 8
+"""So many rounds of a campaign make a verdict on speed; fewer are advisory."""
 
 
 class StageFailedError(Exception):
@@ -102,10 +115,14 @@ class Bench:
         journal: Keeps what was measured.
         references: The reference cell of each model, by model name.
         progress: Shows long work.
+        cells: The matrix.
+        compares_before: Each cell is compared with its predecessor.
         declared: The stages that the collected items need, by cell id.
         busy: Other processes of this session run tests meanwhile: speed is disturbed.
         costs: Keeps what stages take, for the price of later runs.
         pins: The digests of accepted artifacts, by cell id.
+        given: The reference files that were given, by model name.
+        build: The other build of the runtime, where predecessors run on one; else None.
     """
 
     settings: Settings
@@ -113,18 +130,29 @@ class Bench:
     journal: Journal
     references: Mapping[str, Cell]
     progress: Progress
+    cells: Sequence[Cell] = ()
+    compares_before: bool = False
     declared: dict[str, set[Stage]] = field(default_factory=dict)
     busy: bool = False
     system_info: str = ""
     costs: Costs | None = None
     pins: Pins = field(default_factory=dict)
+    given: Mapping[str, GivenReference] = field(default_factory=dict)
+    build: Build | None = None
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
-    _texts: tuple[tuple[Text, ...], str] | None = None
 
     # -- quantities
 
-    def measure(self, cell: Cell, name: str) -> Measurement:
+    def measure(
+        self, cell: Cell, name: str, windows: int | None = None, rounds: int | None = None
+    ) -> Measurement:
         """Return a quantity of a cell, measuring it if it is not there yet.
+
+        Args:
+            cell: The cell.
+            name: The quantity.
+            windows: For fidelity: the first so many windows, None for the whole budget.
+            rounds: For speed: so many rounds, None for those of the settings.
 
         Raises:
             StageFailedError: The stage that yields it died or failed.
@@ -136,18 +164,88 @@ class Bench:
             return self._from_header(cell, name)
         if quantity.stage is Stage.QUANTIZE:
             return self._from_recipe(cell, name)
-        record = self.stage(cell, quantity.stage)
-        payload = record.payload or {}
-        reused = record.session != self.journal.session
-        build = {
-            Stage.VALIDATE: _validated,
-            Stage.FIDELITY: _fidelity,
-            Stage.SPEED: _speed,
-            Stage.MEMORY: _memory,
-        }[quantity.stage]
-        made = build(name, payload)
+        if name == "changed_windows":
+            raise UnsupportedError("logits on record, which the check of identity compares with")
+        try:
+            if quantity.stage is Stage.SPEED:
+                made, records = self._speed(cell, name, rounds or self.settings.rounds)
+            else:
+                made, records = self._staged(cell, name, windows)
+        except figures.NoFigureError as error:
+            raise UnsupportedError(str(error)) from error
+        reused = all(record.session != self.journal.session for record in records)
         protocol = digest_of(self.protocol(cell, quantity.stage))
-        return msgspec.structs.replace(made, unit=quantity.unit, protocol=protocol, reused=reused)
+        return msgspec.structs.replace(made, protocol=protocol, reused=reused)
+
+    def _staged(
+        self, cell: Cell, name: str, windows: int | None
+    ) -> tuple[Measurement, list[Record]]:
+        stage = QUANTITIES[name].stage
+        if stage is Stage.FIDELITY:
+            records = self.windows(cell, windows)
+            return figures.of_fidelity(name, [record.payload or {} for record in records]), records
+        record = self.stage(cell, stage)
+        payload = record.payload or {}
+        if stage is Stage.VALIDATE:
+            return figures.of_validation(name, payload), [record]
+        if stage is Stage.DECODE:
+            return figures.of_decoding(name, payload), [record]
+        return figures.of_memory(name, payload), [record]
+
+    def looks(self, cell: Cell, alpha: float) -> tuple[Look, ...]:
+        """Return the looks of a sequential verdict on a cell's fidelity, as far as text goes.
+
+        Args:
+            cell: The cell.
+            alpha: Error of either end over all looks.
+
+        Raises:
+            StageFailedError: The first stretch of windows, which tells how many there are, failed.
+        """
+        from .stats import looks  # noqa: PLC0415  (numpy: only where something is measured)
+
+        first = self.stage(cell, Stage.FIDELITY).payload or {}
+        return looks(self.settings.windows, alpha, self._held(cell, first))
+
+    def windows(self, cell: Cell, most: int | None = None) -> list[Record]:
+        """Return the records of a cell's windows, stretch by stretch, the first ``most`` of them.
+
+        Raises:
+            StageFailedError: One of them died or failed.
+        """
+        records = [self.stage(cell, Stage.FIDELITY)]
+        held = self._held(cell, records[0].payload or {})
+        end = held if self.settings.windows is None else min(held, self.settings.windows)
+        for part, (start, _) in enumerate(self._stretches()[1:], 1):
+            if start >= min(end, end if most is None else most):
+                break
+            records.append(self.stage(cell, Stage.FIDELITY, part))
+        return records
+
+    def logits(self, cell: Cell) -> dict[str, tuple[str, ...]]:
+        """Return the digests of the first windows' logits by ISA class, if they were measured."""
+        record = self._find(cell, Stage.FIDELITY) if cell.id in self._artifacts else None
+        if record is None or record.payload is None:
+            return {}
+        return {str(record.payload["isa"]): tuple(_list(record.payload, "logits"))}
+
+    def _held(self, cell: Cell, payload: Mapping[str, Any]) -> int:
+        """Count the windows that there are: of the text, or of the reference that was given."""
+        given = self.given.get(cell.model.name)
+        available = int(payload["available"])
+        return min(available, given.windows) if given is not None else available
+
+    def _stretches(self) -> list[tuple[int, int | None]]:
+        """Return the stretches of windows that are measured at a time, from one look to the next.
+
+        They do not depend on the budget, so that a longer one reuses what a shorter measured.
+        """
+        ends: list[int] = [8, 16, 24]
+        while ends[-1] < MOST_WINDOWS:
+            ends.append(2 * ends[-1])
+        budget = self.settings.windows
+        within = [end for end in ends if budget is None or end < budget]
+        return list(zip([0, *within], [*within, budget], strict=True))
 
     def artifact(self, cell: Cell) -> Artifact:
         """Return a cell's artifact, quantizing it if it is not there yet.
@@ -183,8 +281,13 @@ class Bench:
         spelled = [self.protocol(cell, stage) for stage in sorted(stages - {Stage.QUANTIZE})]
         return {digest_of(fields): fields for fields in spelled}
 
-    def stage(self, cell: Cell, stage: Stage) -> Record:
+    def stage(self, cell: Cell, stage: Stage, part: int = 0) -> Record:
         """Return the record of a stage of a cell, running a probe if there is none.
+
+        Args:
+            cell: The cell.
+            stage: The stage.
+            part: Which stretch of windows, for fidelity.
 
         Raises:
             StageFailedError: The stage, or one that it needs, died or failed.
@@ -192,13 +295,19 @@ class Bench:
         self.artifact(cell)
         if stage is not Stage.VALIDATE:
             self.stage(cell, Stage.VALIDATE)
-        if stage is Stage.FIDELITY and not cell.reference:
+        if stage is Stage.FIDELITY and self._compares(cell):
             reference = self._reference(cell)
-            self.stage(reference, Stage.FIDELITY)
-        record = self._find(cell, stage)
+            if reference is not None:
+                # Side by side needs the reference's file, and that it can be loaded.
+                needed = Stage.VALIDATE if self._beside else Stage.FIDELITY
+                self.stage(reference, needed, part if needed is Stage.FIDELITY else 0)
+        record = self._find(cell, stage, part)
         if record is None:
-            self._probe(cell, stage)
-            record = self._find(cell, stage)
+            self._probe(cell, stage, part)
+            record = self._find(cell, stage, part)
+        return self._result(cell, stage, record)
+
+    def _result(self, cell: Cell, stage: Stage, record: Record | None) -> Record:
         if record is None or record.payload is None:
             ending = record.ending if record else None
             raise StageFailedError(
@@ -211,8 +320,11 @@ class Bench:
     def void(self, cell: Cell, name: str) -> None:
         """Keep later sessions from reusing a quantity that did not pass."""
         stage = QUANTITIES[name].stage if name in QUANTITIES else Stage.HEADER
-        if stage not in {Stage.HEADER, Stage.QUANTIZE} and cell.id in self._artifacts:
-            self.journal.void(self._key(cell, stage))
+        if stage in {Stage.HEADER, Stage.QUANTIZE, Stage.SPEED} or cell.id not in self._artifacts:
+            return
+        for part in range(len(self._stretches()) if stage is Stage.FIDELITY else 1):
+            if self._find(cell, stage, part) is not None:
+                self.journal.void(self._key(cell, stage, part))
 
     def protocol(self, cell: Cell, stage: Stage) -> ProtocolFields:
         """Return everything that must be equal for two measurements of a stage to compare.
@@ -223,12 +335,20 @@ class Bench:
         if stage is Stage.VALIDATE:
             fields["counts"] = "tensor bytes"
         if stage in {Stage.HEADER, Stage.FIDELITY, Stage.MEMORY}:
-            fields["lineage"] = self.artifact(cell).lineage[:16]
+            given = self.given.get(cell.model.name) if stage is Stage.FIDELITY else None
+            fields["lineage"] = (given.source if given else self.artifact(cell).lineage)[:16]
         if stage is Stage.FIDELITY:
-            plan = self._fidelity_plan(cell)
+            plan = FidelityPlan(texts=(), execution=self._execution())
             fields |= _fields(plan.execution, without=("threads",))
             fields |= {"text": self._text()[1], "seed": plan.seed}
-            fields |= {"top": plan.top, "tail": plan.tail}
+            if self._beside:
+                fields["kept"] = "the whole vocabulary"
+            else:
+                fields |= {"top": plan.top, "tail": plan.tail}
+        elif stage is Stage.DECODE:
+            decode = self._decode_plan()
+            fields |= _fields(decode.execution, without=("threads",))
+            fields |= {"text": self._text()[1], "seed": decode.seed, "tokens": decode.tokens}
         elif stage is Stage.MEMORY:
             fields |= _fields(self._memory_plan())
             fields |= {"page_size": os.sysconf("SC_PAGE_SIZE"), "libc": device().libc}
@@ -259,41 +379,50 @@ class Bench:
 
     # -- probes
 
-    def _probe(self, cell: Cell, wanted: Stage) -> None:
+    def _probe(self, cell: Cell, wanted: Stage, part: int = 0) -> None:
         """Measure what is missing of the group of a stage, as far as collected items need it."""
         group = next(group for group in GROUPS if wanted in group)
 
         def found() -> bool:
             self.progress.update(cell.id, "waiting for the device", 0, 0)
-            return self._find(cell, wanted) is not None
+            return self._find(cell, wanted, part) is not None
 
         with locked(lock_path(), waiting=found) as descriptor:
-            needed = self.declared.get(cell.id, set()) | {wanted}
+            needed = {wanted} if part else self.declared.get(cell.id, set()) | {wanted}
             if wanted is not Stage.FIDELITY and not self._reference_measured(cell):
                 # The reference comes first; a stage that needs it waits until it is asked for.
                 needed.discard(Stage.FIDELITY)
             missing = [
-                stage for stage in group if stage in needed and self._find(cell, stage) is None
+                stage
+                for stage in group
+                if stage in needed and self._find(cell, stage, part) is None
             ]
             if descriptor is None or wanted not in missing:
                 return
             self._require_memory(cell)
-            died = self._attempt(cell, missing, descriptor)
-            left = [stage for stage in missing if self._find(cell, stage) is None]
+            died = self._attempt(cell, missing, descriptor, part)
+            left = [stage for stage in missing if self._find(cell, stage, part) is None]
             if died is not None and died is not Stage.VALIDATE and left:
                 # Once more without the stage that died; what is known already stands.
-                self._attempt(cell, left, descriptor)
-            self._retry_disturbed(cell, missing, descriptor)
+                self._attempt(cell, left, descriptor, part)
+            if Stage.MEMORY in missing and not self.busy:
+                self._retry_swapped(cell, descriptor)
 
-    def _attempt(self, cell: Cell, stages: Sequence[Stage], descriptor: int) -> Stage | None:
-        """Run one probe for some stages; returns the stage it died in, if it did."""
+    def _attempt(
+        self, cell: Cell, stages: Sequence[Stage], descriptor: int | None, part: int = 0
+    ) -> Stage | None:
+        """Run one probe for some stages; returns the stage it died in, if it did.
+
+        ``part`` is the stretch of windows of fidelity, and the place in the campaign of speed.
+        """
         artifact = self.artifact(cell)
         job = MeasureJob(
             artifact=str(artifact.file.path),
             validate=Stage.VALIDATE in stages,
             memory=self._memory_plan() if Stage.MEMORY in stages else None,
             speed=self._speed_plan() if Stage.SPEED in stages else None,
-            fidelity=self._fidelity_plan(cell) if Stage.FIDELITY in stages else None,
+            fidelity=self._fidelity_plan(cell, part) if Stage.FIDELITY in stages else None,
+            decode=self._decode_plan() if Stage.DECODE in stages else None,
         )
 
         def on_event(event: Event) -> None:
@@ -303,26 +432,112 @@ class Bench:
                 if self.busy and event.stage == Stage.SPEED:
                     busy = "other test workers were running tests"
                     payload = payload | {"disturbed": [*_list(payload, "disturbed"), busy]}
-                self.journal.append(self._key(cell, Stage(event.stage)), payload=payload)
+                self.journal.append(self._key(cell, Stage(event.stage), part), payload=payload)
 
         result = self._run(cell, job, descriptor, on_event)
         died = None
         for name, ending in result.endings.items():
             # What dies before any stage is the failure of the first one.
             stage = Stage(name) if name in list(stages) else stages[0]
-            if self._find(cell, stage) is None:
-                self.journal.append(self._key(cell, stage), ending=ending)
+            if self._find(cell, stage, part) is None:
+                self.journal.append(self._key(cell, stage, part), ending=ending)
             if ending.kind is not Kind.ERROR:
                 died = stage
         return died
 
-    def _retry_disturbed(self, cell: Cell, stages: Sequence[Stage], descriptor: int) -> None:
-        """Measure once more what the machine disturbed; the second result stands."""
-        for stage in (Stage.SPEED, Stage.MEMORY):
-            if stage in stages and not self.busy:
-                record = self._find(cell, stage)
-                if record and record.payload and _disturbed(stage, record.payload):
-                    self._attempt(cell, [stage], descriptor)
+    def _retry_swapped(self, cell: Cell, descriptor: int) -> None:
+        """Measure memory once more where it was swapped out; the second result stands."""
+        record = self._find(cell, Stage.MEMORY)
+        if record and record.payload and figures.of_memory("peak_memory", record.payload).disturbed:
+            self._attempt(cell, [Stage.MEMORY], descriptor)
+
+    # -- speed, in rounds over all cells that are timed
+
+    def _speed(self, cell: Cell, name: str, rounds: int) -> tuple[Measurement, list[Record]]:
+        """Return a figure of the campaign that the cell takes part in, running what is missing."""
+        self.stage(cell, Stage.VALIDATE)
+        reference = self.references.get(cell.model.name)
+        crew = self._crew(cell)
+        places = range(rounds)
+        self._campaign(cell, reference, crew, places)
+        records = {
+            place: self._result(cell, Stage.SPEED, self._find(cell, Stage.SPEED, place))
+            for place in places
+        }
+        theirs: dict[str, list[Mapping[str, Any]]] = {}
+        for place in records:
+            for which in (place, -1 - place):
+                found = reference and self._find(reference, Stage.SPEED, which)
+                if found and found.payload is not None:
+                    theirs.setdefault(_round(place), []).append(found.payload)
+        made = figures.of_speed(
+            name,
+            {_round(place): record.payload or {} for place, record in records.items()},
+            theirs,
+            binding=BINDING_ROUNDS,
+        )
+        return made, list(records.values())
+
+    def _crew(self, cell: Cell) -> list[Cell]:
+        """Return the cells that are timed together: of one model, those whose items want it."""
+        wanted = {cell.id} | {
+            name for name, stages in self.declared.items() if Stage.SPEED in stages
+        }
+        able = []
+        for other in self.cells:
+            if other.model.name != cell.model.name or other.id not in wanted:
+                continue
+            if not other.reference:  # it is first and last in every round as it is
+                able.append(other)
+            if self.compares_before:
+                able.append(other.predecessor)
+        return able
+
+    def _campaign(
+        self, cell: Cell, reference: Cell | None, crew: Sequence[Cell], places: Sequence[int]
+    ) -> None:
+        """Run the rounds that are missing: the reference first and last, the order reversed.
+
+        A cell that is not valid, or dies in a round, leaves the campaign; its own check says so.
+        """
+        for place in places:
+            if self._find(cell, Stage.SPEED, place) is None:
+                order = list(reversed(crew)) if place % 2 else list(crew)
+                sequence = [(one, place) for one in order if one is not reference]
+                if reference is not None:
+                    sequence = [(reference, place), *sequence, (reference, -1 - place)]
+                self._time_round(cell, place, sequence)
+
+    def _time_round(self, cell: Cell, place: int, sequence: Sequence[tuple[Cell, int]]) -> None:
+        """Time cells one after the other, holding the device; each sample has a place."""
+        for one, _ in sequence:
+            with contextlib.suppress(StageFailedError, UnsupportedError, OnDeviceError):
+                self.stage(one, Stage.VALIDATE)
+
+        def found() -> bool:
+            self.progress.update(cell.id, "waiting for the device", 0, 0)
+            return self._find(cell, Stage.SPEED, place) is not None
+
+        with locked(lock_path(), waiting=found) as descriptor:
+            for one, which in sequence if descriptor is not None else ():
+                if self._may_be_timed(one, which):
+                    self._time(one, which, descriptor)
+
+    def _may_be_timed(self, cell: Cell, place: int) -> bool:
+        if cell.id not in self._artifacts or self._find(cell, Stage.SPEED, place) is not None:
+            return False
+        valid = self._find(cell, Stage.VALIDATE)
+        first = self._find(cell, Stage.SPEED, 0)
+        died = first is not None and first.payload is None
+        return valid is not None and valid.payload is not None and not died
+
+    def _time(self, cell: Cell, place: int, descriptor: int | None) -> None:
+        self._require_memory(cell)
+        self._attempt(cell, [Stage.SPEED], descriptor, place)
+        record = self._find(cell, Stage.SPEED, place)
+        if not self.busy and record and record.payload and _list(record.payload, "disturbed"):
+            # Once more; the second result stands, disturbed or not.
+            self._attempt(cell, [Stage.SPEED], descriptor, place)
 
     def _run(
         self,
@@ -338,7 +553,10 @@ class Bench:
             if event.event == "start":
                 began[event.stage] = time.monotonic()
             elif event.event == "done" and event.stage in set(Stage):
-                self._count_cost(cell, Stage(event.stage), time.monotonic() - began[event.stage])
+                # Of fidelity so many windows at a time, of every other stage one thing.
+                done = len(_list(event.payload, "ids")) or 1
+                seconds = time.monotonic() - began[event.stage]
+                self._count_cost(cell, Stage(event.stage), done, seconds)
             if event.event == "done" and event.stage == "start":
                 self.system_info = str(event.payload.get("system_info", ""))
             elif event.event in {"start", "progress"} and event.stage != "start":
@@ -350,17 +568,17 @@ class Bench:
                 timeout=self.settings.timeout,
                 on_event=show,
                 keep_open=[] if descriptor is None else [descriptor],
+                python=self.build.python if cell.before and self.build is not None else None,
             )
         finally:
             self.progress.finish()
 
-    def _count_cost(self, cell: Cell, stage: Stage, seconds: float) -> None:
+    def _count_cost(self, cell: Cell, stage: Stage, done: int, seconds: float) -> None:
         if self.costs is None or self.busy:
             return
         made = self._artifacts.get(cell.id)
         file = made.file if made else self.provision.source(cell.model)[0]
-        units = file.account.n_weights * work(stage, self.settings.windows)
-        self.costs.add(stage, cell.method, units, seconds)
+        self.costs.add(stage, cell.method, file.account.n_weights * done, seconds)
 
     def _quantize(self, cell: Cell) -> Artifact:
         store = self.provision.store
@@ -426,6 +644,8 @@ class Bench:
     def _require_memory(self, cell: Cell) -> None:
         """Refuse to start what cannot fit: swapping disturbs, and the kernel's killer is blunt."""
         size = self.artifact(cell).file.header.file_size * MEMORY_FACTOR
+        if self._beside and self._compares(cell) and (reference := self._reference(cell)):
+            size += self.artifact(reference).file.header.file_size * MEMORY_FACTOR
         free = available_memory()
         if free is not None and size > free:
             raise StorageError(
@@ -433,28 +653,37 @@ class Bench:
                 f" {megabytes(free)} available"
             )
 
-    def _find(self, cell: Cell, stage: Stage) -> Record | None:
-        if stage is Stage.FIDELITY and cell.reference and not self._reference_file(cell).exists():
-            record = self.journal.find(self._key(cell, stage), any_run=False)
+    def _find(self, cell: Cell, stage: Stage, part: int = 0) -> Record | None:
+        keeps = stage is Stage.FIDELITY and self._makes_reference(cell)
+        if keeps and not self._reference_file(cell, part).exists():
+            record = self.journal.find(self._key(cell, stage, part), any_run=False)
             return record if record and record.ending else None
-        return self.journal.find(self._key(cell, stage), any_run=stage in DETERMINISTIC)
+        return self.journal.find(self._key(cell, stage, part), any_run=stage in DETERMINISTIC)
 
-    def _key(self, cell: Cell, stage: Stage) -> str:
+    def _key(self, cell: Cell, stage: Stage, part: int = 0) -> str:
         artifact = self.artifact(cell)
         fields: dict[str, object] = {
             "artifact": artifact.file.sha256,
             "stage": str(stage),
-            "runtime": self.provision.runtime.digest,
+            "runtime": self._runtime_digest(cell),
             "cpu": device().cpu,
             "protocol": self.protocol(cell, stage),
         }
         if stage is Stage.FIDELITY:
-            fields["windows"] = self.settings.windows
-            fields["reference"] = self._reference_file(cell).name
+            start, end = self._stretches()[part]
+            fields["windows"] = [start, end]
+            fields["reference"] = self._reference_name(cell, part)
         elif stage in {Stage.SPEED, Stage.MEMORY}:
             # Twins measured in one run stay apart: each is a sample of its own.
             fields["cell"] = cell.id
+        if stage is Stage.SPEED:
+            fields["place"] = part
         return digest_of(fields)
+
+    def _runtime_digest(self, cell: Cell) -> str:
+        if cell.before and self.build is not None:
+            return self.build.runtime.digest
+        return self.provision.runtime.digest
 
     # -- plans
 
@@ -468,48 +697,113 @@ class Bench:
     def _speed_plan(self) -> SpeedPlan:
         return SpeedPlan(execution=self._execution())
 
-    def _fidelity_plan(self, cell: Cell) -> FidelityPlan:
-        return FidelityPlan(
+    def _decode_plan(self) -> DecodePlan:
+        return DecodePlan(texts=self._text()[0], execution=self._execution())
+
+    def _fidelity_plan(self, cell: Cell, part: int) -> FidelityPlan:
+        first, last = self._stretches()[part]
+        plan = FidelityPlan(
             texts=self._text()[0],
-            reference=str(self._reference_file(cell)),
-            write=cell.reference,
-            windows=self.settings.windows,
+            first=first,
+            last=last,
             execution=self._execution(),
         )
+        if (given := self.given.get(cell.model.name)) is not None:
+            return msgspec.structs.replace(
+                plan, reference=str(given.path), last=min(last or given.windows, given.windows)
+            )
+        if self._makes_reference(cell):
+            return msgspec.structs.replace(
+                plan,
+                reference=str(self._reference_file(cell, part)),
+                write=True,
+                about=self._about(cell),
+            )
+        if self._beside:
+            if cell.reference and not cell.before:
+                return msgspec.structs.replace(plan, write=True)
+            reference = self._reference(cell)
+            assert reference is not None  # none is given
+            return msgspec.structs.replace(plan, beside=str(self.artifact(reference).file.path))
+        return msgspec.structs.replace(plan, reference=str(self._reference_file(cell, part)))
 
-    def _reference(self, cell: Cell) -> Cell:
-        reference = self._reference_or_none(cell)
+    @property
+    def _beside(self) -> bool:
+        return self.settings.reference == BESIDE
+
+    def _compares(self, cell: Cell) -> bool:
+        """Whether a cell's fidelity is measured against another cell."""
+        return cell.before or not cell.reference
+
+    def _makes_reference(self, cell: Cell) -> bool:
+        """Whether a cell's own pass keeps the distributions that others are compared with."""
+        given = cell.model.name in self.given or self._beside
+        return cell.reference and not cell.before and not given
+
+    def _about(self, cell: Cell) -> dict[str, str]:
+        """Say of a reference file what made it."""
+        artifact = self.artifact(cell)
+        runtime = self.provision.runtime
+        return {
+            "model": cell.model.name,
+            "source": artifact.lineage,
+            "tokenizer": artifact.file.header.tokenizer_digest or "",
+            "text": self._text()[1],
+            "runtime": runtime.version,
+            "runtime_digest": runtime.digest,
+            "cpu": device().cpu,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    def _reference(self, cell: Cell) -> Cell | None:
+        """Return the cell that loss is measured against; None where a file stands for it.
+
+        Raises:
+            UnsupportedError: There is neither.
+        """
+        if cell.model.name in self.given:
+            return None
+        reference = self.references.get(cell.model.name)
         if reference is None:
             raise UnsupportedError(
                 f"a reference: no F16 of {cell.model.name} was given and no source is at hand"
             )
         return reference
 
-    def _reference_or_none(self, cell: Cell) -> Cell | None:
-        return self.references.get(cell.model.name)
-
     def _reference_measured(self, cell: Cell) -> bool:
-        if cell.reference:
+        if not self._compares(cell) or cell.model.name in self.given:
             return True
-        reference = self._reference_or_none(cell)
+        reference = self.references.get(cell.model.name)
         if reference is None or reference.id not in self._artifacts:
             return False
-        record = self._find(reference, Stage.FIDELITY)
+        stage = Stage.VALIDATE if self._beside else Stage.FIDELITY
+        record = self._find(reference, stage)
         return record is not None and record.payload is not None
 
-    def _reference_file(self, cell: Cell) -> Path:
+    def _reference_name(self, cell: Cell, part: int) -> str:
+        """Name what a cell is compared with, after all that it depends on."""
+        if (given := self.given.get(cell.model.name)) is not None:
+            return f"{sha256_of(given.path, self.settings.cache)}"
+        if self._beside:
+            reference = self._reference(cell)
+            assert reference is not None  # none is given
+            return f"beside {self.artifact(reference).file.sha256}"
+        return self._reference_file(cell, part).name
+
+    def _reference_file(self, cell: Cell, part: int) -> Path:
         """Name the file of the reference's distributions after all they depend on."""
-        artifact = self.artifact(self._reference(cell))
+        reference = self._reference(cell)
+        assert reference is not None  # no file was given
+        first, last = self._stretches()[part]
         plan = FidelityPlan(
             texts=(),
-            reference="",
-            write=True,
-            windows=self.settings.windows,
+            first=first,
+            last=last,
             execution=Execution(gpu_layers=self.settings.gpu_layers),  # whatever the threads
         )
         key = digest_of(
             {
-                "artifact": artifact.file.sha256,
+                "artifact": self.artifact(reference).file.sha256,
                 "runtime": self.provision.runtime.digest,
                 "cpu": device().cpu,
                 "text": self._text()[1],
@@ -519,24 +813,7 @@ class Bench:
         return self.settings.cache / "references" / f"{cell.model.name}-{key}.npz"
 
     def _text(self) -> tuple[tuple[Text, ...], str]:
-        """Return the evaluation text's files and the digest over their contents."""
-        if self._texts is None:
-            own = self.settings.text
-            if own is not None:
-                texts: tuple[Text, ...] = (Text("text", str(own)),)
-            else:
-                folder = resources.files("pytest_ondevice") / "data" / "text" / TEXT_VERSION
-                texts = tuple(
-                    Text(Path(path.name).stem, str(path))
-                    for path in sorted(folder.iterdir(), key=lambda path: path.name)
-                    if path.name.endswith(".txt")
-                )
-            digest = hashlib.sha256()
-            for text in texts:
-                content = Path(text.path).read_bytes()
-                digest.update(f"{text.kind}\0{len(content)}\0".encode() + content)
-            self._texts = (texts, digest.hexdigest()[:16])
-        return self._texts
+        return texts(self.settings.text)
 
     # -- figures that need no probe
 
@@ -591,25 +868,6 @@ def quantized_method(cell: Cell) -> bool:
     return cell.method not in FLOAT_METHODS
 
 
-def check_text(settings: Settings) -> None:
-    """Check that the user's evaluation text can be read.
-
-    Raises:
-        MissingError: It cannot; the sentence says why.
-    """
-    if settings.text is None:
-        return
-    try:
-        content = settings.text.read_bytes()
-        content.decode("utf-8")
-    except OSError as error:
-        raise MissingError(f"cannot read it: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise MissingError(f"it is not UTF-8 text (byte {error.start})") from error
-    if not content.strip():
-        raise MissingError("it is empty")
-
-
 def _fields(plan: msgspec.Struct, without: Sequence[str] = ()) -> ProtocolFields:
     flat: ProtocolFields = {}
     for name, value in msgspec.to_builtins(plan).items():
@@ -622,67 +880,5 @@ def _list(payload: Mapping[str, object], name: str) -> list[Any]:
     return list(value) if isinstance(value, list) else []
 
 
-def _disturbed(stage: Stage, payload: Mapping[str, Any]) -> tuple[str, ...]:
-    if stage is Stage.MEMORY:
-        swapped = payload.get("swapped", 0)
-        return (f"{swapped / 2**20:.0f} MiB were swapped out",) if swapped > 0 else ()
-    return tuple(_list(payload, "disturbed"))
-
-
-def _validated(name: str, payload: Mapping[str, Any]) -> Measurement:
-    value = payload["tensor_bytes"] if name == "runtime_tensor_bytes" else bool(payload["valid"])
-    return Measurement(quantity=name, value=float(value), unit="")
-
-
-def _fidelity(name: str, payload: Mapping[str, Any]) -> Measurement:
-    from .stats import clustered_mean  # noqa: PLC0415  (numpy: only where something is measured)
-
-    ids = tuple(payload["ids"])
-    if name == "nonfinite":
-        return Measurement(quantity=name, value=float(payload["nonfinite"]), unit="", n=len(ids))
-    columns = {"mean_kld": "kld", "ln_ppl_ratio": "ln_ratio", "ln_ppl": "nll"}
-    values = payload[columns.get(name, name)]
-    if any(value is None for value in values):
-        return Measurement(quantity=name, value=None, unit="", n=len(ids))
-    if payload["reference"] and name in {"mean_kld", "ln_ppl_ratio", "same_top"}:
-        raise UnsupportedError("a cell other than the reference, which has no loss against itself")
-    estimate = clustered_mean(values)
-    return Measurement(
-        quantity=name,
-        value=estimate.value,
-        unit="",
-        n=estimate.n,
-        error=estimate.error if estimate.n > 1 else None,
-        samples=tuple(values),
-        sample_ids=ids,
-    )
-
-
-def _speed(name: str, payload: Mapping[str, Any]) -> Measurement:
-    column = {
-        "load_time": "load",
-        "ttft": "ttft",
-        "prefill_speed": "prefill",
-        "decode_speed": "decode",
-    }
-    samples = tuple(payload[column[name]])
-    best = max(samples) if name.endswith("_speed") else min(samples)
-    return Measurement(
-        quantity=name,
-        value=best,
-        unit="",
-        n=len(samples),
-        samples=samples,
-        disturbed=_disturbed(Stage.SPEED, payload),
-        advisory=True,
-    )
-
-
-def _memory(name: str, payload: Mapping[str, Any]) -> Measurement:
-    column = name.removesuffix("_memory")
-    return Measurement(
-        quantity=name,
-        value=float(payload[column]),
-        unit="",
-        disturbed=_disturbed(Stage.MEMORY, payload),
-    )
+def _round(place: int) -> str:
+    return f"round:{place + 1}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError, did_you_mean
 
@@ -19,14 +19,23 @@ if TYPE_CHECKING:
 
     import pytest
 
-KINDS = ("fidelity", "size", "memory")
+KINDS = ("fidelity", "size", "memory", "speed")
 """The kinds of baseline that can be recorded and required."""
 
 LOCK = "lock"
 """What ``--ondevice-update`` records beside baselines: the digests of the artifacts."""
 
+ANYWAY = "anyway"
+"""With it ``--ondevice-update`` records also what failed or was disturbed."""
+
+BESIDE = "beside"
+"""For ``--ondevice-reference``: load the reference beside each artifact, keep no file."""
+
 BUDGETS = {"smoke": 16, "release": None}
 """Named budgets: the number of evaluation windows, None for all that the text holds."""
+
+ROUNDS = {"smoke": 3, "release": 8}
+"""Rounds of a speed campaign by budget; a number of windows goes with the rounds of smoke."""
 
 DEFAULT_TIMEOUT = 300.0
 
@@ -124,6 +133,19 @@ OPTIONS = (
         " Without --ondevice-methods, the methods are those found there",
     ),
     Option(
+        "against",
+        "OLD",
+        "What to compare each cell with: the release before (a folder, pattern or repository as for"
+        " artifacts), or another build of llama.cpp (the folder of a Python environment that has"
+        " it). Adds the suite against",
+    ),
+    Option(
+        "reference",
+        "FILE",
+        "Judge against a reference file (pytest-ondevice reference make) where the F16 model does"
+        " not fit; or beside: load it beside each artifact, exact over the whole vocabulary",
+    ),
+    Option(
         "rederive",
         None,
         "Quantize each candidate once more from the source and compare every tensor, bit for bit",
@@ -132,8 +154,9 @@ OPTIONS = (
     Option(
         "budget",
         "AMOUNT",
-        "Evaluation windows of 512 tokens: smoke (16), release (all the text holds) or a number"
-        " from 8. Default: smoke",
+        "Evaluation windows of 512 tokens at most: smoke (16), release (all the text holds, and"
+        " speed in 8 rounds, which binds) or a number from 8. Taken in looks until the verdict is"
+        " certain. Default: smoke",
     ),
     Option(
         "gpu-layers",
@@ -157,14 +180,43 @@ OPTIONS = (
     Option(
         "update",
         "KINDS",
-        "Record this run's measurements as baselines: fidelity, size, memory or all; and with lock"
-        " the digests of its artifacts in ondevice.lock. Default when bare: all",
+        "Record this run's measurements as baselines: fidelity, size, memory, speed or all; with"
+        " lock the digests of its artifacts in ondevice.lock; with anyway also what failed or was"
+        " disturbed. Default when bare: all",
         const="all",
     ),
     Option(
         "require-baseline",
         "KINDS",
-        "Fail, not skip, where a baseline of these kinds is missing: fidelity, size, memory, all",
+        "Fail, not skip, where a baseline of these kinds is missing: fidelity, size, memory, speed,"
+        " all",
+    ),
+    Option(
+        "bounds",
+        "FILE",
+        "Your own bounds (TOML): tolerances by check, model, method and device, and budgets such as"
+        " a peak memory of at most 1.5 GiB",
+    ),
+    Option(
+        "tier",
+        "NAME",
+        "Name of the class of machines that this one belongs to; speed is compared within one."
+        " Default: made from CPU, cores, memory, system, governor and runtime",
+    ),
+    Option(
+        "board",
+        "NAME",
+        "Name of this one machine of the tier. Default: a salted digest of the machine's id",
+    ),
+    Option(
+        "inconclusive",
+        "fail|skip",
+        "What an inconclusive or disturbed measurement does to its item. Default: fail",
+    ),
+    Option(
+        "identical",
+        None,
+        "Fail where logits differ from the baseline's, or the predecessor's, even harmlessly",
     ),
     Option(
         "waivers",
@@ -251,15 +303,24 @@ class Settings:
         catalog: The user's catalog of models, None for only the one that ships.
         accountant: Module and function that account for bits per weight, None for ours.
         artifacts: Folder, pattern or hub repository (``hf:...``) of release candidates.
+        against: Folder, pattern, hub repository or Python environment to compare with.
+        reference: A reference file, ``BESIDE``, or None to make one here.
         rederive: Make each candidate once more and compare.
         text: Evaluation text, None for the one that ships.
-        windows: Number of evaluation windows, None for all.
+        windows: Largest number of evaluation windows, None for all.
+        rounds: Rounds of a speed campaign.
         gpu_layers: Layers to offload; ``ALL_LAYERS`` for all.
         threads: Threads of the runtime.
         report: Where the report goes, None where none is asked for.
         baselines: The user's baseline folder.
-        update: Kinds of baselines to record.
+        update: Kinds of baselines to record, perhaps ``LOCK``.
+        anyway: Record also what failed or was disturbed.
         require_baseline: Kinds whose missing baseline is a failure.
+        bounds: File of tolerances and budgets.
+        tier: Given name of the tier, None to derive one.
+        board: Given name of the board, None to derive one.
+        inconclusive: ``fail`` or ``skip``.
+        identical: Logits that differ at all fail.
         waivers: File of known failures.
         yes: Do not ask whether a costly run is meant.
         offline: Never ask a model hub.
@@ -275,15 +336,24 @@ class Settings:
     catalog: Path | None
     accountant: tuple[str, str] | None
     artifacts: Path | str | None
+    against: Path | str | None
+    reference: Path | str | None
     rederive: bool
     text: Path | None
     windows: int | None
+    rounds: int
     gpu_layers: int
     threads: int
     report: Path | None
     baselines: Path
     update: frozenset[str]
+    anyway: bool
     require_baseline: frozenset[str]
+    bounds: Path | None
+    tier: str | None
+    board: str | None
+    inconclusive: str
+    identical: bool
     waivers: Path | None
     yes: bool
     offline: bool
@@ -355,24 +425,42 @@ def parse(config: pytest.Config) -> Settings:
     layers = None
     if not every:
         layers = one("gpu-layers", int, f"all or a number of layers to {ALL_LAYERS}", 0, ALL_LAYERS)
-    repository = given["artifacts"].text or ""
-    artifacts = repository if repository.startswith("hf:") else path("artifacts")
+    update = _kinds(given["update"], LOCK, ANYWAY)
+    if update == {ANYWAY}:
+        raise given["update"].error("anyway alone records nothing; add kinds, or all")
+    inconclusive = given["inconclusive"]
+    chosen = "fail" if inconclusive.text is None else inconclusive.text
+    outcome = choose(inconclusive, "outcome", chosen, ("fail", "skip"))
+
+    def release(name: str) -> Path | str | None:
+        text = given[name].text or ""
+        return text if text.startswith("hf:") else path(name)
+
     return Settings(
         models=names(given["models"]),
         methods=names(given["methods"]),
         suites=names(given["suites"]) or None,
         catalog=path("catalog"),
         accountant=_function(given["accountant"]),
-        artifacts=artifacts,
+        artifacts=release("artifacts"),
+        against=release("against"),
+        reference=BESIDE if given["reference"].text == BESIDE else path("reference"),
         rederive=_switch(given["rederive"]),
         text=path("text"),
         windows=_windows(given["budget"]),
+        rounds=ROUNDS.get((given["budget"].text or "").casefold(), ROUNDS["smoke"]),
         gpu_layers=ALL_LAYERS if every else int(layers or 0),
         threads=usable_cores() if threads is None else int(threads),
         report=path("report"),
         baselines=path("baselines") or config.rootpath / "baselines",
-        update=_kinds(given["update"], LOCK),
+        update=update - {ANYWAY},
+        anyway=ANYWAY in update,
         require_baseline=_kinds(given["require-baseline"]),
+        bounds=path("bounds"),
+        tier=given["tier"].text,
+        board=given["board"].text,
+        inconclusive=outcome,
+        identical=_switch(given["identical"]),
         waivers=path("waivers"),
         yes=_switch(given["yes"]),
         offline=_switch(given["offline"]),
@@ -382,6 +470,51 @@ def parse(config: pytest.Config) -> Settings:
         rootdir=config.rootpath,
         given=given,
     )
+
+
+def defaults(rootdir: Path, **chosen: Any) -> Settings:
+    """Return the settings of a command without a pytest session, but for those that were chosen.
+
+    Args:
+        rootdir: The folder that stands for the project.
+        chosen: Fields of ``Settings``.
+    """
+    given = {option.name: Value(None, option.flag, "default") for option in OPTIONS}
+    plain = Settings(
+        models=(),
+        methods=(),
+        suites=None,
+        catalog=None,
+        accountant=None,
+        artifacts=None,
+        against=None,
+        reference=None,
+        rederive=False,
+        text=None,
+        windows=BUDGETS["smoke"],
+        rounds=ROUNDS["smoke"],
+        gpu_layers=0,
+        threads=usable_cores(),
+        report=None,
+        baselines=rootdir / "baselines",
+        update=frozenset(),
+        anyway=False,
+        require_baseline=frozenset(),
+        bounds=None,
+        tier=None,
+        board=None,
+        inconclusive="fail",
+        identical=False,
+        waivers=None,
+        yes=False,
+        offline=False,
+        cache=Path(os.environ.get("PYTEST_ONDEVICE_CACHE") or default_cache()),
+        timeout=DEFAULT_TIMEOUT,
+        runs_suites=False,
+        rootdir=rootdir,
+        given=given,
+    )
+    return replace(plain, **chosen)
 
 
 def usable_cores() -> int:

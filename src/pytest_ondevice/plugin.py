@@ -11,8 +11,11 @@ from . import options
 from .fixtures import (
     ondevice_accountant,
     ondevice_baseline,
+    ondevice_budget,
     ondevice_cell,
     ondevice_check,
+    ondevice_compare,
+    ondevice_identity,
     ondevice_measure,
     ondevice_model,
 )
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "ondevice_accountant",
     "ondevice_baseline",
+    "ondevice_budget",
     "ondevice_cell",
     "ondevice_check",
+    "ondevice_compare",
+    "ondevice_identity",
     "ondevice_measure",
     "ondevice_model",
     "pytest_addoption",

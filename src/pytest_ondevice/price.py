@@ -32,7 +32,7 @@ MEMORY_FACTOR = 1.1
 
 _WINDOW = 512
 _ALL_WINDOWS = 40
-_STAGES = (Stage.VALIDATE, Stage.SPEED, Stage.FIDELITY, Stage.MEMORY)
+_STAGES = (Stage.VALIDATE, Stage.SPEED, Stage.FIDELITY, Stage.DECODE, Stage.MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +109,16 @@ def price(
     costs: Costs,
     *,
     windows: int | None,
+    rounds: int,
     threads: int,
 ) -> Price:
     """Add up what some cells take."""
     seconds = known = 0.0
     for load in loads:
         for stage in (Stage.QUANTIZE, *_STAGES) if load.make else _STAGES:
-            units = load.weights * work(stage, windows)
+            units = load.weights * _work(stage, windows, rounds)
+            if stage is Stage.SPEED and load.cell.reference:
+                units *= 2  # it is the first and the last of every round
             rate = costs.rate(stage, load.cell.method)
             taken = units * rate if rate is not None else units * _guessed_rate(stage, threads)
             seconds += taken
@@ -129,8 +132,10 @@ def price(
     )
 
 
-def work(stage: Stage, windows: int | None) -> int:
-    """How much a stage does per weight: the windows of a fidelity measurement, else once."""
+def _work(stage: Stage, windows: int | None, rounds: int) -> int:
+    """How much a stage does per weight: windows of fidelity, rounds of speed, else once."""
+    if stage is Stage.SPEED:
+        return rounds
     return (windows or _ALL_WINDOWS) if stage is Stage.FIDELITY else 1
 
 
@@ -158,7 +163,13 @@ def guessed_size(weights: int, method: str) -> int:
 def _guessed_rate(stage: Stage, threads: int) -> float:
     """Seconds per weight and unit on a plain core: two operations per weight and token."""
     per_second = 25e9 * threads
-    tokens = {Stage.FIDELITY: _WINDOW, Stage.SPEED: 2500, Stage.MEMORY: 700, Stage.VALIDATE: 30}
+    tokens = {
+        Stage.FIDELITY: _WINDOW,
+        Stage.DECODE: 700,
+        Stage.SPEED: 1000,
+        Stage.MEMORY: 700,
+        Stage.VALIDATE: 30,
+    }
     if stage is Stage.QUANTIZE:
         return 1 / (12e6 * threads)
     return 2 * tokens[stage] / per_second

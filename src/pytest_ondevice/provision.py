@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .bpw import BpwAccount, account
 from .catalog import hub_source
-from .devices import runtime_knows
+from .devices import is_environment, runtime_knows
 from .errors import BadFileError, MissingError, OnDeviceError, OptionError
 from .formats.gguf import read_model
 from .matrix import REFERENCE, file_type_name
@@ -115,6 +117,10 @@ class Artifact:
         )
 
 
+def _now(cell: Cell) -> Cell:
+    return msgspec.structs.replace(cell, before=False)
+
+
 def is_quantized(file: GgufFile) -> bool:
     """Whether a file's matrices are already quantized, by its bytes, not by its claim."""
     share = file.account.float_matrix_share
@@ -137,7 +143,31 @@ class Provision:
         self._offline = settings.offline or resolved
         self._places: dict[str, Weights | OnDeviceError] = {}
         self._files: dict[tuple[Path, ...], GgufFile] = {}
-        self._candidates = self._find_candidates()
+        self._candidates = self._find_candidates("artifacts")
+        self._before = None if self.compares_builds else self._find_candidates("against")
+
+    @property
+    def compares_builds(self) -> bool:
+        """Whether predecessors are the same artifacts on another build of the runtime."""
+        against = self.settings.against
+        return isinstance(against, Path) and is_environment(against)
+
+    def predecessors(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        """Return the predecessors of some cells, as far as there are any.
+
+        Raises:
+            OnDeviceError: Two files claim the same cell.
+        """
+        if self.settings.against is None:
+            return ()
+        before = [cell.predecessor for cell in cells]
+        return tuple(
+            cell for cell in before if self.compares_builds or self._candidate(cell) is not None
+        )
+
+    def dropped(self) -> tuple[str, ...]:
+        """Name the files of the release before that no cell of this run succeeds."""
+        return self._before.unmatched() if self._before is not None else ()
 
     def find(self, cells: Sequence[Cell], needs_source: Sequence[str]) -> tuple[Cell, ...]:
         """Find out which cells have, or can be given, an artifact; downloads nothing.
@@ -180,7 +210,7 @@ class Provision:
             candidate = self._candidate(cell)
             if candidate is not None and candidate.here() is None:
                 found[cell.id] = candidate
-            if candidate is not None and not self.settings.rederive:
+            if cell.before or (candidate is not None and not self.settings.rederive):
                 continue
             try:
                 source = self._place(cell.model)
@@ -227,9 +257,16 @@ class Provision:
         Raises:
             OnDeviceError: What it is made from is missing or broken.
         """
+        if cell.before and self.compares_builds:
+            return self.ready(_now(cell))
         candidate = self._candidate(cell)
         if candidate is not None:
             return self._artifact(cell, self._file(candidate), "candidate", None)
+        if cell.before:
+            raise MissingError(
+                f"no predecessor: {self.settings.given['against'].text} has no file for"
+                f" {_now(cell).id}"
+            )
         return self.made(cell)
 
     def made(self, cell: Cell) -> Artifact | None:
@@ -261,10 +298,12 @@ class Provision:
         return planned or guessed_size(source.account.n_weights, cell.method)
 
     def _load(self, cell: Cell) -> Load:
+        if cell.before and self.compares_builds:
+            return replace(self._load(_now(cell)), cell=cell, make=False)
         weights = self._candidate(cell)
         if weights is not None:
             size = weights.size
-            again = self.settings.rederive and not cell.reference
+            again = self.settings.rederive and not cell.reference and not cell.before
             return Load(cell, n_weights(cell.model, None) or size, size, make=again)
         place = self._place(cell.model)
         header = self._file(place).header if place.here() is not None else None
@@ -276,11 +315,11 @@ class Provision:
         make = header is None or self.store.find(self.recipe_key(cell)) is None
         return Load(cell, count, size, make=make)
 
-    def _find_candidates(self) -> Candidates | None:
-        place = self.settings.artifacts
+    def _find_candidates(self, option: str) -> Candidates | None:
+        place = getattr(self.settings, option)
         if place is None:
             return None
-        value = self.settings.given["artifacts"]
+        value = self.settings.given[option]
         try:
             if isinstance(place, Path):
                 return Candidates.in_folder(place)
@@ -303,9 +342,8 @@ class Provision:
         )
 
     def _candidate(self, cell: Cell) -> Weights | None:
-        if self._candidates is None:
-            return None
-        return self._candidates.find(cell.model, cell.method)
+        where = self._before if cell.before and not self.compares_builds else self._candidates
+        return where.find(cell.model, cell.method) if where is not None else None
 
     def _place(self, model: Model) -> Weights:
         """Locate a model's source once; that it is nowhere is remembered too."""

@@ -9,8 +9,13 @@ _PACKAGE = Path(__file__).resolve().parent
 SUITES = ("artifact", "efficiency", "fidelity", "resources")
 """The suites that gate models."""
 
+ON_REQUEST = ("against", "budgets", "generations")
+"""Suites that gate models where an option asks for what they do, or where they are named."""
+
 WITHOUT_MODELS = ("accounting",)
 """Suites that need no model, and run only where they are named."""
+
+ALL = SUITES + ON_REQUEST + WITHOUT_MODELS
 
 
 def folder(name: str) -> Path:

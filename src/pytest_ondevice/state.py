@@ -9,21 +9,30 @@ import msgspec
 import pytest
 
 from .checks import check_of
+from .model.quantity import QUANTITIES, Stage
 from .model.report import CheckResult, ItemReport
 from .model.verdict import Verdict
 
 if TYPE_CHECKING:
-    from .checks import Check, Stage
+    from collections.abc import Mapping
+
+    from .checks import Check
     from .measure import Bench
     from .model.catalog import Cell
     from .model.measurement import Measurement, ProtocolFields
     from .options import Settings
+    from .references import GivenReference
+    from .rules import Budget, Rules
     from .storage.baselines import Baselines
     from .storage.pins import Pins
+    from .tier import Tier
     from .waivers import Waivers
 
 PREFIX = "ondevice"
 """What the readable properties of an item begin with."""
+
+BUDGET = "ondevice_budget"
+"""The fixture that stands for a limit of the user's own."""
 
 PROPERTY = "pytest_ondevice_item"
 """The name in ``user_properties`` under which an item's report travels, as JSON text."""
@@ -41,6 +50,11 @@ class State:
         baselines: The stored baselines.
         waivers: Known failures.
         pins: The digests of accepted artifacts, by cell id.
+        rules: The user's own tolerances and budgets.
+        references: The reference files that were given, by model name.
+        tier: The class of machines that this one belongs to.
+        board: This one machine of it.
+        noise: What calibration found of this machine, by quantity; empty without.
         owners: The collected check that owns a stage of a cell, by stage and cell id.
     """
 
@@ -50,6 +64,11 @@ class State:
     baselines: Baselines
     waivers: Waivers
     pins: Pins
+    rules: Rules
+    references: Mapping[str, GivenReference]
+    tier: Tier
+    board: str
+    noise: Mapping[str, float] = field(default_factory=dict)
     bench: Bench | None = None
     owners: dict[tuple[Stage, str], str] = field(default_factory=dict)
 
@@ -70,6 +89,12 @@ def cell_of(item: pytest.Item) -> Cell | None:
     """Return the cell an item is parametrized with, None if it is none of ours."""
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("ondevice_cell") if callspec is not None else None
+
+
+def budget_of(item: pytest.Item) -> Budget | None:
+    """Return the budget an item is parametrized with, None if with none."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(BUDGET) if callspec is not None else None
 
 
 def declared(item: pytest.Item) -> Check | None:
@@ -105,17 +130,24 @@ def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemRep
     artifact = None
     protocols: dict[str, ProtocolFields] = {}
     system_info = ""
+    logits: dict[str, tuple[str, ...]] = {}
+    before = None
+    fidelity = {name for name, one in QUANTITIES.items() if one.stage is Stage.FIDELITY}
     if state.bench is not None:
         system_info = state.bench.system_info
         made = state.bench.made(cell)
         if made is not None:
             artifact = made.facts()
             protocols = state.bench.protocols(cell, found.measured)
+            logits = state.bench.logits(cell) if fidelity & found.measured.keys() else {}
+        before = state.bench.made(cell.predecessor)
     return ItemReport(
         cell=cell.id,
         results=tuple(results),
         measurements=tuple(found.measured.values()),
         artifact=artifact,
         protocols=protocols,
+        logits=logits,
+        predecessor=before.facts() if before is not None else None,
         system_info=system_info,
     )

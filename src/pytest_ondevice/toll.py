@@ -116,7 +116,14 @@ def quote(settings: Settings, cells: Sequence[Cell], costs: Costs) -> Price | No
         loads.append(Load(cell, count, size, make=not (absent or as_it_is)))
         if absent:
             downloads[str(cell.model.sources[0])] = size
-    return price(loads, downloads, costs, windows=settings.windows, threads=settings.threads)
+    return price(
+        loads,
+        downloads,
+        costs,
+        windows=settings.windows,
+        rounds=settings.rounds,
+        threads=settings.threads,
+    )
 
 
 @functools.cache

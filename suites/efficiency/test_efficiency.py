@@ -18,8 +18,8 @@ QUANTIZE = ("quantize_time", "quantize_cpu_time", "quantize_peak_memory")
 def test_quantize(ondevice_cell: Cell, ondevice_check: Checker, ondevice_measure: Measurer) -> None:
     """The artifact can be made here, and making it takes no more memory than the weights in F32.
 
-    Quantity: peak memory of quantizing. Bound: from the method: tensors are converted one at a
-    time, so all weights in F32 at once (4 bytes each) plus 256 MiB is more than it can need.
+    Quantity: peak memory of quantizing. Bound: all weights in F32 at once (4 bytes each) plus 256
+    MiB. Source: the method, which converts tensors one at a time and so cannot need as much.
     """
     for part in QUANTIZE[:-1]:
         ondevice_measure(part)

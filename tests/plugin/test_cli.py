@@ -95,7 +95,11 @@ def script(*args: str | Path, **options: object) -> subprocess.CompletedProcess[
 # -- help
 
 
-COMMANDS = [[], ["models"], ["check"], ["cache"], ["cache", "list"], ["cache", "prune"]]
+COMMANDS = [
+    *([], ["models"], ["plan"], ["inspect"], ["check"], ["compare"], ["summary"], ["calibrate"]),
+    *(["reference"], ["reference", "make"], ["reference", "check"]),
+    *(["cache"], ["cache", "list"], ["cache", "prune"]),
+]
 
 
 @pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
@@ -116,7 +120,7 @@ def test_the_help_of_check_tells_every_status(command: Callable[..., Said]) -> N
 
 def test_the_first_help_names_every_command(command: Callable[..., Said]) -> None:
     text = "\n".join(command("--help")[1])
-    for name in "models", "check", "cache":
+    for name in {args[0] for args in COMMANDS if args}:
         assert f"\n    {name} " in text
 
 
@@ -137,6 +141,14 @@ def test_version(command: Callable[..., Said]) -> None:
         ["cache", "list", "--max-size=1G"],
         ["cache", "list", "--all"],
         ["check", "a.json", "b.json"],
+        ["compare"],
+        ["compare", "a.json"],
+        ["compare", "a.json", "b.json", "--json", "--markdown"],
+        ["summary"],
+        ["reference"],
+        ["reference", "make", "m"],
+        ["reference", "check"],
+        ["calibrate", "m", "more"],
     ],
     ids=" ".join,
 )
@@ -273,6 +285,8 @@ def report(*checks: CheckResult, complete: bool = True) -> Report:
             python="3.11",
             libc="glibc",
         ),
+        tier="desk",
+        board="one",
         runtime=Runtime(name="llama.cpp", version="1", digest="d", system_info=""),
         settings={},
         cells=(),

@@ -37,12 +37,17 @@ CHECKS = {
     "artifact::test_file_size": (F16, Q4_0, Q8_0),
     "efficiency::test_quantize": (F16, Q4_0, Q8_0),
     "fidelity::test_finite": (F16, Q4_0, Q8_0),
+    "fidelity::test_identity": (F16, Q4_0, Q8_0),
     "fidelity::test_kld": (Q4_0, Q8_0),
     "fidelity::test_ppl_ratio": (Q4_0, Q8_0),
     "fidelity::test_same_top": (Q4_0, Q8_0),
+    "fidelity::test_rms_dp": (Q4_0, Q8_0),
+    "fidelity::test_decode": (F16, Q4_0, Q8_0),
     "fidelity::test_reference": (F16,),
     "resources::test_peak_memory": (F16, Q4_0, Q8_0),
     "resources::test_speed": (F16, Q4_0, Q8_0),
+    "resources::test_decode_speed": (Q4_0, Q8_0),
+    "resources::test_prefill_speed": (Q4_0, Q8_0),
 }
 
 
@@ -75,7 +80,8 @@ def test_every_suite_that_ships_is_one_that_can_be_chosen() -> None:
     folders = {
         path.name for path in shipped.folder("suites").iterdir() if (path / "__init__.py").exists()
     }
-    assert folders == {*shipped.SUITES, *shipped.WITHOUT_MODELS}
+    assert folders == {*shipped.ALL}
+    assert folders == {*shipped.SUITES, *shipped.ON_REQUEST, *shipped.WITHOUT_MODELS}
     assert set(shipped.SUITES) == {check.partition("::")[0] for check in CHECKS}
 
 
@@ -105,6 +111,17 @@ def test_k_selects_among_the_checks(mine: Project) -> None:
 def test_suites_select(mine: Project, suites: str) -> None:
     chosen = suites.casefold().split(",")
     assert mine.collect(MODEL, METHODS, f"--ondevice-suites={suites}") == ids(*chosen)
+
+
+def test_suites_on_request_run_where_an_option_asks_or_where_they_are_named(mine: Project) -> None:
+    before = mine.collect(MODEL, METHODS, "--ondevice-against=old")
+    asked = [node for node in before if node.startswith("against::")]
+    assert asked[:3] == [f"against::test_size[{cell}]" for cell in (F16, Q4_0, Q8_0)]
+    assert [node for node in before if node not in asked] == ids()
+    assert mine.collect(MODEL, METHODS, "--ondevice-suites=against") == asked
+    # Suites that are named are all that run, whatever the option asks for.
+    named = ("--ondevice-suites=efficiency", "--ondevice-against=old")
+    assert mine.collect(MODEL, METHODS, *named) == ids("efficiency")
 
 
 def test_typed_suites_run_models_from_elsewhere(
@@ -259,6 +276,8 @@ FIXTURES = (
     "ondevice_cell",
     "ondevice_measure",
     "ondevice_baseline",
+    "ondevice_compare",
+    "ondevice_identity",
     "ondevice_check",
     "ondevice_model",
 )

@@ -59,7 +59,7 @@ def test_norecursedirs(project, runtime):
     project.pytester.makeini(
         "[pytest]\nnorecursedirs = suites artifact efficiency fidelity resources\n"
     )
-    assert len(project.collect(MODEL, "--ondevice-methods=Q4_0")) == 39
+    assert len(project.collect(MODEL, "--ondevice-methods=Q4_0")) == 46
 
 
 def test_a_namespace_is_no_runtime(monkeypatch, tmp_path):

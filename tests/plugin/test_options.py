@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from pytest_ondevice import options
 from pytest_ondevice.matrix import cells
 from pytest_ondevice.options import OPTIONS
+from pytest_ondevice.probe.protocol import N_CTX, Execution
+from pytest_ondevice.probe.reference import Head, Writer, moving
+from pytest_ondevice.texts import texts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from projects import Project
 
 pytestmark = pytest.mark.usefixtures("runtime")
@@ -48,6 +55,23 @@ PRECEDENCE = [
         ["size", "all", "fidelity"],
         [frozenset({"size"}), frozenset(options.KINDS), frozenset({"fidelity"})],
         frozenset(),
+    ),
+    ("inconclusive", "inconclusive", ["skip", "FAIL", "Skip"], ["skip", "fail", "skip"], "fail"),
+    ("tier", "tier", ["a", "b", "c"], ["a", "b", "c"], None),
+    ("board", "board", ["a", "b", "c"], ["a", "b", "c"], None),
+    (
+        "reference",
+        "reference",
+        ["beside", "beside", "beside"],
+        [options.BESIDE, options.BESIDE, options.BESIDE],
+        None,
+    ),
+    (
+        "against",
+        "against",
+        ["hf:a/b", "hf:a/c", "hf:a/d@main"],
+        ["hf:a/b", "hf:a/c", "hf:a/d@main"],
+        None,
     ),
 ]
 
@@ -95,6 +119,14 @@ def test_addopts_rank_with_the_command_line_and_are_told_apart(
     assert (settings.threads, settings.given["threads"].origin) == (9, "command line")
 
 
+SWITCHES = ("offline", "yes", "rederive", "identical")
+
+
+def test_every_switch_is_one_of_these() -> None:
+    assert {option.name for option in OPTIONS if option.metavar is None} == {*SWITCHES}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
 @pytest.mark.parametrize(
     ("typed", "env", "ini", "expected"),
     [
@@ -105,23 +137,24 @@ def test_addopts_rank_with_the_command_line_and_are_told_apart(
         (False, "", "", False),
     ],
 )
-def test_offline_is_a_switch_with_the_same_precedence(
+def test_a_switch_has_the_same_precedence(
     project: Project,
     monkeypatch: pytest.MonkeyPatch,
+    name: str,
     typed: bool,
     env: str,
     ini: str,
     expected: bool,
 ) -> None:
-    monkeypatch.setenv("PYTEST_ONDEVICE_OFFLINE", env)
-    write_ini(project, ondevice_offline=ini)
-    assert project.parse(*["--ondevice-offline"] * typed).offline is expected
+    monkeypatch.setenv(BY_NAME[name].env, env)
+    write_ini(project, **{BY_NAME[name].dest: ini})
+    assert getattr(project.parse(*[BY_NAME[name].flag] * typed), name) is expected
 
 
 def test_paths_are_relative_to_where_they_were_written(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("artifacts", "text", "report", "baselines", "cache")
+    names = ("artifacts", "against", "reference", "text", "report", "baselines", "bounds", "cache")
     write_ini(project, **{BY_NAME[name].dest: "from-ini" for name in names})
     folder = project.path / "sub"
     folder.mkdir()
@@ -143,6 +176,7 @@ def test_defaults_of_the_paths(project: Project) -> None:
     assert settings.baselines == project.path / "baselines"
     assert settings.cache == project.cache
     assert (settings.artifacts, settings.text, settings.report) == (None, None, None)
+    assert (settings.against, settings.reference, settings.bounds) == (None, None, None)
 
 
 def test_a_model_file_is_found_from_where_it_was_written(
@@ -217,11 +251,40 @@ def test_update_alone_means_all(project: Project) -> None:
     assert project.parse("--ondevice-update").update == frozenset(options.KINDS)
     assert project.parse("--ondevice-update=SIZE,size").update == {"size"}
     assert project.parse("--ondevice-update=size,all").update == frozenset(options.KINDS)
+    assert project.parse("--ondevice-update=speed").update == {"speed"}
+    assert project.parse("--ondevice-update=lock,speed").update == {"lock", "speed"}
+    assert not project.parse("--ondevice-update").anyway
+
+
+def test_update_anyway_is_no_kind_of_baseline(project: Project) -> None:
+    settings = project.parse("--ondevice-update=size,anyway")
+    assert (settings.update, settings.anyway) == ({"size"}, True)
+    settings = project.parse("--ondevice-update=anyway,all")
+    assert (settings.update, settings.anyway) == (frozenset(options.KINDS), True)
+    # What is recorded anyway may be only the digests of artifacts.
+    settings = project.parse("--ondevice-update=ANYWAY,lock")
+    assert (settings.update, settings.anyway) == ({"lock"}, True)
 
 
 def test_a_budget_has_names(project: Project) -> None:
     given = {"smoke": 16, "SMOKE": 16, "release": None, "8": 8}
     assert {text: project.parse(f"--ondevice-budget={text}").windows for text in given} == given
+    rounds = {"smoke": 3, "release": 8, "RELEASE": 8, "8": 3, "500": 3}
+    assert {text: project.parse(f"--ondevice-budget={text}").rounds for text in rounds} == rounds
+    assert project.parse().rounds == 3
+
+
+def test_beside_is_a_word_and_a_file_of_that_name_has_a_folder(project: Project) -> None:
+    assert project.parse("--ondevice-reference=beside").reference == options.BESIDE
+    given = project.parse("--ondevice-reference=./beside").reference
+    assert given == project.path / "beside"
+
+
+def test_defaults_of_a_command_are_those_of_a_session(project: Project) -> None:
+    ours, theirs = options.defaults(project.path), project.parse()
+    assert ours == theirs
+    chosen = options.defaults(project.path, models=("m",), windows=None)
+    assert (chosen.models, chosen.windows, chosen.rounds) == (("m",), None, 3)
 
 
 # Option, value that cannot be, and what the sentence says of it.
@@ -260,9 +323,40 @@ MISTAKES = [
     ("suites", "zzz", "unknown suite 'zzz'; there are artifact, efficiency, fidelity, resources"),
     ("update", "", EMPTY),
     ("update", "memry", "unknown kind 'memry'; did you mean 'memory'?"),
-    ("update", "zzz", "unknown kind 'zzz'; there are fidelity, size, memory, lock, all"),
+    (
+        "update",
+        "zzz",
+        "unknown kind 'zzz'; there are fidelity, size, memory, speed, lock, anyway, all",
+    ),
+    ("update", "sped", "unknown kind 'sped'; did you mean 'speed'?"),
+    ("update", "anywy", "unknown kind 'anywy'; did you mean 'anyway'?"),
+    ("update", "anyway", "anyway alone records nothing; add kinds, or all"),
     ("require-baseline", "", EMPTY),
     ("require-baseline", "sizes", "did you mean 'size'?"),
+    ("require-baseline", "lock", "unknown kind 'lock'"),
+    ("require-baseline", "anyway", "unknown kind 'anyway'"),
+    ("suites", "againts", "unknown suite 'againts'; did you mean 'against'?"),
+    ("suites", "budget", "unknown suite 'budget'; did you mean 'budgets'?"),
+    ("inconclusive", "pass", "unknown outcome 'pass'; "),
+    ("inconclusive", "skipp", "unknown outcome 'skipp'; did you mean 'skip'?"),
+    ("tier", "", "a tier's name is not empty"),
+    ("tier", "portable", "'portable' is the folder of the baselines that travel, so no tier's"),
+    ("tier", "Portable", "'Portable' is the folder of the baselines that travel, so no tier's"),
+    ("tier", "a/b", "a tier's name is letters, digits, '.', '_' and '-', not '/'"),
+    ("tier", "..", "a tier's name does not start with '.'"),
+    ("tier", "my board", "a tier's name is letters, digits, '.', '_' and '-', not ' '"),
+    ("tier", "t" * 65, "a tier's name has at most 64 characters, this has 65"),
+    ("board", "", "a board's name is not empty"),
+    ("board", "kitchen/1", "a board's name is letters, digits, '.', '_' and '-', not '/'"),
+    ("board", "b" * 65, "a board's name has at most 64 characters, this has 65"),
+    ("bounds", "", "an empty path"),
+    ("bounds", "gone.toml", "cannot read it: No such file or directory"),
+    ("bounds", ".", "cannot read it: "),
+    ("reference", "", "an empty path"),
+    ("reference", "gone.npz", "No such file or directory"),
+    ("reference", "besides", "No such file or directory"),
+    ("reference", ".", "no reference of smollm2-135m: there is no .npz file"),
+    ("against", "", "an empty path"),
     *[
         ("threads", text, "not a number of threads")
         for text in ("", "0", "-1", "1.5", "1e1", "two", "inf", "nan", "9" * 20)
@@ -364,6 +458,367 @@ def test_suites_need_a_model_to_run_on(project: Project) -> None:
     found = project.refused("--ondevice-suites=fidelity")
     assert found.startswith("--ondevice-suites=fidelity (from the command line): no model")
     assert "--ondevice-models=" in found
+
+
+# A reference file
+
+SMALL = "--ondevice-methods=F16,Q4_0"
+
+
+def write_reference(project: Project, name: str = "tiny.npz", **about: object) -> Path:
+    """Write a reference file of one window and 64 tokens, by default one that fits the run."""
+    known: dict[str, object] = {
+        "model": "tiny",
+        "source": "0" * 64,
+        "tokenizer": "t",
+        "text": texts(None)[1],
+        "n_vocab": 64,
+        "n_ctx": N_CTX,
+        "top": 8,
+        "tail": 4,
+        "seed": 20505,
+        "execution": moving(Execution()),
+        "runtime": "llama.cpp b1",
+        "runtime_digest": "r",
+        "cpu": "some cpu",
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    head = Head(**(known | about))
+    scored = head.n_ctx - head.n_ctx // 2 - 1
+    writer = Writer(head, ["narrative:0"], ["d0"], scored)
+    even = np.full((scored, 64), -np.log(64), dtype=np.float32)
+    writer.keep(0, even, np.zeros(scored, np.int32))
+    writer.save(project.path / name)
+    return project.path / name
+
+
+def test_a_reference_file_takes_the_place_of_the_float_model(
+    project: Project, tiny: list[str]
+) -> None:
+    write_reference(project)
+    model, method = tiny[0], "--ondevice-methods=Q4_0"
+    assert [node for node in project.collect(model, method) if "kld" in node] == [
+        "fidelity::test_kld[tiny-Q4_0]"
+    ]
+    with_file = project.collect(model, method, "--ondevice-reference=tiny.npz")
+    assert [node for node in with_file if "F16" in node] == []
+    assert "fidelity::test_kld[tiny-Q4_0]" in with_file
+    # One cell is left, and it is no reference.
+    assert not [node for node in with_file if "test_reference" in node and "tiny" in node]
+
+
+def test_a_folder_of_reference_files_is_looked_through(project: Project, tiny: list[str]) -> None:
+    write_reference(project, "refs/one.npz", model="another")
+    write_reference(project, "refs/two.npz")
+    nodes = project.collect(tiny[0], "--ondevice-methods=Q4_0", "--ondevice-reference=refs")
+    assert [node for node in nodes if "F16" in node] == []
+
+
+def test_beside_needs_no_file(project: Project, tiny: list[str]) -> None:
+    nodes = project.collect(tiny[0], "--ondevice-methods=Q4_0", "--ondevice-reference=beside")
+    assert "fidelity::test_reference[tiny-F16]" in nodes
+
+
+ANOTHER_TEXT = "it was made on another evaluation text; give that text with --ondevice-text=FILE"
+UNFIT = [
+    ({"model": "other"}, "no reference of tiny: of other"),
+    ({"text": "another"}, f"tiny.npz: {ANOTHER_TEXT}"),
+    ({"n_ctx": 256}, "tiny.npz: it was made under another execution: n_ctx 256; make it anew"),
+    (
+        {"execution": moving(Execution(flash_attention=False, repack=False))},
+        "tiny.npz: it was made under another execution: flash_attention False, repack False; make",
+    ),
+    ({"execution": {}}, "tiny.npz: it was made under another execution: "),
+]
+
+
+@pytest.mark.parametrize(("about", "said"), UNFIT, ids=[next(iter(row[0])) for row in UNFIT])
+@pytest.mark.parametrize("only", [["--collect-only"], []])
+def test_a_reference_that_does_not_fit_is_refused(
+    project: Project, tiny: list[str], about: dict[str, object], said: str, only: list[str]
+) -> None:
+    write_reference(project, **about)
+    found = project.refused(*tiny, "--ondevice-reference=tiny.npz", *only)
+    assert found.startswith("--ondevice-reference=tiny.npz (from the command line): ")
+    assert said in found
+    assert not project.cache.exists()
+
+
+def test_where_the_references_layers_were_makes_no_difference(
+    project: Project, tiny: list[str]
+) -> None:
+    write_reference(project, execution=moving(Execution(gpu_layers=99)))
+    assert project.collect(tiny[0], SMALL, "--ondevice-reference=tiny.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "tiny.npz: "),
+        (b"GGUF" + bytes(64), "tiny.npz: "),
+        (b"PK\x05\x06" + bytes(18), "tiny.npz: "),
+    ],
+    ids=["empty", "gguf", "empty zip"],
+)
+def test_what_is_no_reference_file_is_refused(
+    project: Project, tiny: list[str], content: bytes, said: str
+) -> None:
+    project.write("tiny.npz", content)
+    found = project.refused(*tiny, "--ondevice-reference=tiny.npz")
+    assert found.startswith("--ondevice-reference=tiny.npz (from the command line): ")
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read it: No such file or directory"),
+        (b"\xff\xff", "it is not UTF-8 text (byte 0)"),
+        (b"", "it is empty"),
+    ],
+    ids=["missing", "binary", "empty"],
+)
+def test_a_text_is_looked_at_before_the_reference_of_it(
+    project: Project, tiny: list[str], content: bytes | None, said: str
+) -> None:
+    write_reference(project)
+    if content is not None:
+        project.write("own.txt", content)
+    found = project.refused(*tiny, "--ondevice-reference=tiny.npz", "--ondevice-text=own.txt")
+    assert found == f"--ondevice-text=own.txt (from the command line): {said}"
+
+
+def test_a_reference_cut_short_is_refused(project: Project, tiny: list[str]) -> None:
+    path = write_reference(project)
+    path.write_bytes(path.read_bytes()[:-100])
+    found = project.refused(*tiny, "--ondevice-reference=tiny.npz")
+    assert found.startswith("--ondevice-reference=tiny.npz (from the command line): ")
+    assert str(path) in found
+
+
+def test_two_references_of_one_model_are_refused(project: Project, tiny: list[str]) -> None:
+    for name in ("refs/a.npz", "refs/b.npz"):
+        write_reference(project, name)
+    found = project.refused(*tiny, "--ondevice-reference=refs")
+    assert "refs/a.npz and " in found
+    assert found.endswith("refs/b.npz are both of tiny")
+
+
+# What to compare with
+
+
+@pytest.fixture
+def against(project: Project, tiny: list[str]) -> Callable[[str], str]:
+    """Refuse a run that compares with something; returns what it was told after the option."""
+
+    def refused(place: str) -> str:
+        said = project.refused(*tiny, f"--ondevice-against={place}", "--ondevice-offline")
+        start = f"--ondevice-against={place} (from the command line): "
+        assert said.startswith(start)
+        return said.removeprefix(start)
+
+    return refused
+
+
+def test_a_release_before_that_is_not_there(
+    project: Project, against: Callable[[str], str]
+) -> None:
+    assert against("gone") == f"{project.path / 'gone'}: there is no such folder"
+
+
+def test_a_release_before_of_other_models(
+    project: Project, against: Callable[[str], str], gguf_bytes: bytes
+) -> None:
+    project.write("old/other-F16.gguf", gguf_bytes)
+    assert against("old") == (
+        "nothing there is a predecessor of a cell of this run; its files are named"
+        " MODEL...METHOD.gguf, or it is a Python environment with another llama.cpp"
+    )
+
+
+def test_an_empty_release_before(project: Project, against: Callable[[str], str]) -> None:
+    (project.path / "old").mkdir()
+    assert against("old").startswith("nothing there is a predecessor of a cell of this run; ")
+
+
+@pytest.mark.parametrize("name", ["hf:nope", "hf:", "hf:a/b/c/d"])
+def test_a_repository_before_that_cannot_be_one(against: Callable[[str], str], name: str) -> None:
+    assert against(name).startswith(f"'{name}' is not of the form hf:OWNER/REPO")
+
+
+def test_a_release_before_is_compared_with(
+    project: Project, tiny: list[str], gguf_bytes: bytes
+) -> None:
+    project.write("old/tiny-F16.gguf", gguf_bytes)
+    nodes = project.collect(*tiny, "--ondevice-against=old")
+    assert "against::test_size[tiny-F16]" in nodes
+    project.run(*tiny, "--ondevice-against=old", "-k", "no_such_check").assert_outcomes(
+        deselected=len(nodes)
+    )
+
+
+def test_files_of_the_release_before_that_nothing_succeeds_are_named(
+    project: Project, tiny: list[str], gguf_bytes: bytes
+) -> None:
+    project.write("old/tiny-F16.gguf", gguf_bytes)
+    project.write("old/tiny-Q8_0.gguf", gguf_bytes)
+    result = project.run(*tiny, "--ondevice-against=old", "-k", "no_such_check")
+    result.stdout.fnmatch_lines(
+        ["ondevice: in the release before, and not in this run: *tiny-Q8_0.gguf*"]
+    )
+
+
+def test_an_environment_without_a_runtime(project: Project, against: Callable[[str], str]) -> None:
+    project.write("env/bin/python", "")
+    project.write("env/lib/python3.11/site-packages/msgspec/__init__.py", "")
+    said = against("env")
+    assert "env: this Python environment has no llama-cpp-python; install the build to" in said
+    assert said.endswith("env/bin/python -m pip install llama-cpp-python msgspec")
+
+
+AGAINST = ("--ondevice-against=old", "--ondevice-suites=against", "-k", "size")
+
+
+def compared(project: Project, *args: str) -> tuple[pytest.RunResult, dict[str, Any]]:
+    """Compare sizes, which headers tell without a probe; returns the one check of the report."""
+    result = project.run(*args, *AGAINST)
+    (check,) = json.loads((project.path / "report.json").read_text())["checks"]
+    return result, check
+
+
+def test_a_release_that_is_the_same_is_told_so(
+    project: Project, tiny: list[str], gguf_bytes: bytes
+) -> None:
+    project.write("old/tiny-F16.gguf", gguf_bytes)
+    result, check = compared(project, *tiny)
+    assert result.ret == 0
+    assert (check["check"], check["verdict"], check["finding"]) == (
+        *("against.size", "pass"),
+        "identical",
+    )
+    assert (check["change"]["change"], check["change"]["finding"]) == (0.0, "identical")
+    assert check["bound"]["source"] == "predecessor"
+    assert check["bound"]["detail"] == "old"
+    result.stdout.fnmatch_lines(["against its predecessor*size", "tiny-F16*identical*identical"])
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict", "finding"), [(5000, "pass", "better"), (-64, "fail", "worse")]
+)
+def test_a_release_of_another_size_is_told_by_how_much(
+    project: Project,
+    tiny: list[str],
+    gguf_bytes: bytes,
+    more: int,
+    verdict: str,
+    finding: str,
+) -> None:
+    old = gguf_bytes + bytes(more) if more > 0 else gguf_bytes
+    project.write("old/tiny-F16.gguf", old)
+    if more < 0:
+        project.write("tiny.gguf", gguf_bytes + bytes(-more))
+    result, check = compared(project, *tiny)
+    assert (check["verdict"], check["finding"]) == (verdict, finding)
+    before, after = len(old), (project.path / "tiny.gguf").stat().st_size
+    assert (check["change"]["before"], check["change"]["after"]) == (before, after)
+    assert check["change"]["change"] == pytest.approx(after / before - 1)
+    if finding == "worse":
+        lines = result.outlines
+        start = next(i for i, line in enumerate(lines) if line.startswith("against.size tiny-F16"))
+        assert lines[start].startswith("against.size tiny-F16: fail: worse: ")
+        heads = ("  measured  ", "  bound     ", "  why       ", "  again     ")
+        assert tuple(line[:12] for line in lines[start + 1 : start + 5]) == heads
+        assert "predecessor: old" in lines[start + 2]
+
+
+def test_a_cell_without_a_predecessor_is_skipped_with_the_reason(
+    project: Project, tiny: list[str], gguf_bytes: bytes
+) -> None:
+    project.write("other.gguf", gguf_bytes)
+    project.write("old/other-F16.gguf", gguf_bytes)
+    models = "--ondevice-models=tiny.gguf,other.gguf"
+    result = project.run(models, tiny[1], *AGAINST, "-rs")
+    result.assert_outcomes(passed=1, skipped=1, deselected=9)
+    result.stdout.fnmatch_lines(
+        ["tiny-F16*no predecessor", "*requires a predecessor: old has no file for tiny-F16"]
+    )
+
+
+def test_without_a_release_before_there_is_nothing_to_compare_with(
+    project: Project, tiny: list[str]
+) -> None:
+    project.write(
+        "test_own.py", "def test_own(ondevice_compare):\n    ondevice_compare('file_size')\n"
+    )
+    result = project.run(*tiny, "test_own.py", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*requires --ondevice-against=OLD, the release before"])
+
+
+# What an undecided measurement does to its item
+
+UNDECIDED = """
+from pytest_ondevice.model.measurement import Measurement
+
+FIELDS = {{"quantity": "mine", "value": 1.0, "unit": "", "advisory": {advisory}}}
+NOISY = {{"samples": (0.2, 1.9, 0.4, 1.5), "sample_ids": ("a", "b", "c", "d"), "n": 4}}
+
+def test_noisy(ondevice_check):
+    ondevice_check(Measurement(**FIELDS, **NOISY), at_most=1.1)
+
+def test_disturbed(ondevice_check):
+    ondevice_check(Measurement(**FIELDS, disturbed=("5% stolen",)), at_most=1.1)
+
+def test_worse(ondevice_check):
+    ondevice_check(Measurement(**FIELDS), at_most=0.5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "advisory", "failed", "skipped"),
+    [
+        ([], False, 3, 0),
+        (["--ondevice-inconclusive=fail"], False, 3, 0),
+        # What is worse for certain fails all the same.
+        (["--ondevice-inconclusive=skip"], False, 1, 2),
+        ([], True, 0, 3),
+    ],
+)
+def test_what_is_undecided_fails_or_is_skipped(
+    project: Project,
+    tiny: list[str],
+    args: list[str],
+    advisory: bool,
+    failed: int,
+    skipped: int,
+) -> None:
+    project.write("test_own.py", UNDECIDED.format(advisory=advisory))
+    result = project.run(*tiny, "test_own.py", "--ondevice-report=r.json", "-rs", *args)
+    result.assert_outcomes(failed=failed, skipped=skipped)
+    found = json.loads((project.path / "r.json").read_text())["checks"]
+    assert [one["verdict"] for one in found] == ["inconclusive", "invalid", "fail"]
+    assert [one["outcome"] for one in found].count("skipped") == skipped
+    assert {one.get("advisory", False) for one in found} == {advisory}
+    if advisory:
+        result.stdout.fnmatch_lines(["*fail (advisory): 1 is above the bound"])
+
+
+def test_the_tier_and_the_board_are_in_the_report(project: Project, tiny: list[str]) -> None:
+    project.write(
+        "test_own.py", "def test_own(ondevice_check):\n    ondevice_check(1, at_most=2)\n"
+    )
+    run = (*tiny, "test_own.py", "--ondevice-report=r.json")
+
+    def place(*args: str) -> tuple[str, str]:
+        assert project.run(*run, *args).ret == 0
+        report = json.loads((project.path / "r.json").read_text())
+        return report["tier"], report["board"]
+
+    assert place("--ondevice-tier=pi-5", "--ondevice-board=kitchen") == ("pi-5", "kitchen")
+    derived = place()
+    assert derived == place()
+    assert re.fullmatch(r"[a-z0-9_.-]+-2t-[0-9a-f]{6}", place("--ondevice-threads=2")[0])
+    assert re.fullmatch(r"[0-9a-f]{12}", derived[1])
 
 
 def test_help_has_every_option(project: Project) -> None:

@@ -23,27 +23,29 @@ stage.disturbances = lambda *_: []
 SEGV = "import ctypes; ctypes.string_at(0)"
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 ABORT = "os.abort()"
+BLOCKED = {f"fidelity.{name}" for name in ("identity", "kld", "ppl_ratio", "same_top", "rms_dp")}
+TIMED = {"resources.decode_speed", "resources.prefill_speed"}
 HANG = "time.sleep(600)"
 
 
 @pytest.mark.parametrize(
     ("stage", "fault", "words", "owner", "blocked"),
     [
-        ("speed", SEGV, "SIGSEGV in stage speed", "resources.speed", set()),
+        ("speed", SEGV, "SIGSEGV in stage speed", "resources.speed", TIMED),
         ("memory", ABORT, "SIGABRT in stage memory", "resources.peak_memory", set()),
         (
             "fidelity",
             KILL,
             "killed by SIGKILL in stage fidelity",
             "fidelity.finite",
-            {"fidelity.kld", "fidelity.ppl_ratio", "fidelity.same_top"},
+            BLOCKED,
         ),
         (
             "fidelity",
             "raise ValueError('planted')",
             "ValueError: planted",
             "fidelity.finite",
-            {"fidelity.kld", "fidelity.ppl_ratio", "fidelity.same_top"},
+            BLOCKED,
         ),
     ],
     ids=["segv", "abort", "kill", "error"],

@@ -23,7 +23,7 @@ CANDIDATES: dict[str, set[str]] = {
     "Q4_1": {"artifact.file_type"},
     "Q4_0": {"artifact.loads", "artifact.blocks"},
     "Q5_K_M": {"artifact.effective_bpw", "artifact.file_size", "resources.peak_memory"},
-    "Q8_0": {"fidelity.ppl_ratio", "fidelity.same_top", "fidelity.kld"},
+    "Q8_0": {"fidelity.ppl_ratio", "fidelity.same_top", "fidelity.kld", "fidelity.rms_dp"},
     "Q6_K": {"fidelity.finite"},
     "Q2_K": set(),
 }
@@ -36,6 +36,25 @@ ELSEWHERE = {
     "artifact.accounting": "test_mutants.py::test_a_runtime_that_counts_otherwise",
     "artifact.pin": "test_artifact_mutants.py::test_a_pinned_artifact_that_changed_is_caught",
     "artifact.rederived": "test_artifact_mutants.py::test_a_pinned_artifact_that_changed_is_caught",
+    "fidelity.identity": (
+        "test_verdicts.py::test_other_logits_are_changed_and_fail_where_that_is_asked_for"
+    ),
+    "fidelity.decode": "test_verdicts.py::test_a_fault_of_decoding_alone_is_caught",
+    "resources.decode_speed": "test_verdicts.py::test_speed_on_record_of_this_tier",
+    "resources.prefill_speed": "test_verdicts.py::test_speed_on_record_of_this_tier",
+    "budgets.kept": "test_verdicts.py::test_limits_of_a_users_own",
+    "generations.greedy": "test_continuations.py::test_damaged_scales_change_the_text",
+    **dict.fromkeys(
+        (
+            "against.size",
+            "against.kld",
+            "against.ppl",
+            "against.memory",
+            "against.decode_speed",
+            "against.prefill_speed",
+        ),
+        "test_verdicts.py::test_what_is_worse_fails_its_check",
+    ),
     **dict.fromkeys(
         (
             "artifact.quantization_version",
@@ -176,3 +195,7 @@ def test_every_check_has_a_mutant():
     }
     caught = REFERENCE.union(ELSEWHERE, *CANDIDATES.values())
     assert checks == caught
+    for place in ELSEWHERE.values():
+        file, _, test = place.partition("::")
+        source = (Path(__file__).parent / file).read_text()
+        assert f"def {test.partition('[')[0]}(" in source, place

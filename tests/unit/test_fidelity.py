@@ -1,8 +1,11 @@
-"""Loss against the reference: the order of windows, and the divergence against float64."""
+"""Loss against the reference: the order of windows, their logits, and whole passes of an engine."""
 
 from __future__ import annotations
 
+import array
+import base64
 import contextlib
+import hashlib
 import math
 
 import numpy as np
@@ -10,17 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_ondevice.probe.fidelity import (
-    TextError,
-    _Reader,
-    _Writer,
-    cut,
-    divergence,
-    log_softmax,
-    measure,
-    order,
-)
-from pytest_ondevice.probe.protocol import Execution, FidelityPlan, Text
+from pytest_ondevice.probe import decode
+from pytest_ondevice.probe.fidelity import COLUMNS, cut, log_softmax, measure, order, scored_logits
+from pytest_ondevice.probe.protocol import DecodePlan, Execution, FidelityPlan, Text
+from pytest_ondevice.probe.reference import Reader, TextError
 
 lawful = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 EXPECTED_ORDER = [
@@ -119,238 +115,6 @@ def test_log_softmax_of_extremes():
     assert found[1] == pytest.approx([-math.log(3)] * 3)
 
 
-# The divergence
-
-
-def distributions(positions, n_vocab, seed=1, noise=0.3):
-    """Logits with heavy tails, as a model's, and a damaged copy: float32."""
-    rng = np.random.default_rng(seed)
-    rank = np.log1p(np.arange(n_vocab)) * -1.1
-    p = rank + rng.standard_normal((positions, n_vocab)) * 1.5
-    # Noise on every token, and a third of the unlikely ones lifted on top.
-    q = p + rng.standard_normal((positions, n_vocab)) * noise
-    q[:, n_vocab // 3 :: 3] += noise
-    return p.astype(np.float32), q.astype(np.float32)
-
-
-def exact_kld(p_logits, q_logits):
-    log_p, log_q = exact_log_softmax(p_logits), exact_log_softmax(q_logits)
-    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-
-
-def plan_for(path, *, top, tail, n_ctx, write=True, **fields):
-    return FidelityPlan(
-        texts=(),
-        reference=str(path),
-        write=write,
-        windows=None,
-        top=top,
-        tail=tail,
-        execution=Execution(n_ctx=n_ctx),
-        **fields,
-    )
-
-
-def passes(folder, p_logits, q_logits, *, top, tail, n_windows, digest="tokens", seed=20505):
-    """Run the reference's pass and a candidate's over windows of equal length."""
-    scored = len(p_logits) // n_windows
-    # The second half of a window is scored but for its last position.
-    n_ctx = 2 * scored + 2
-    assert n_ctx - n_ctx // 2 - 1 == scored
-    plan = plan_for(folder / "reference.npz", top=top, tail=tail, n_ctx=n_ctx, seed=seed)
-    writer = _Writer(plan, (n_windows, n_ctx), p_logits.shape[1])
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, p_logits.shape[1], (n_windows, scored)).astype(np.int32)
-    own = [
-        writer.compare(i, log_softmax(p_logits[i * scored :][:scored]), targets[i])
-        for i in range(n_windows)
-    ]
-    writer.save(digest)
-    reader = _Reader(plan.reference, digest, p_logits.shape[1])
-    theirs = [
-        reader.compare(i, log_softmax(q_logits[i * scored :][:scored]), targets[i])
-        for i in range(n_windows)
-    ]
-    return own, theirs, reader, targets
-
-
-def column(rows, name):
-    return np.array([row[name] for row in rows])
-
-
-@pytest.mark.parametrize(("top", "tail"), [(500, 64), (5000, 0), (499, 1)])
-def test_the_divergence_is_exact_where_everything_is_kept(tmp_path, top, tail):
-    p, q = distributions(40, 500)
-    _, rows, reader, _ = passes(tmp_path, p, q, top=top, tail=tail, n_windows=4)
-    exact = exact_kld(p, q).reshape(4, 10).mean(axis=1)
-    assert column(rows, "kld") == pytest.approx(exact, rel=2e-5)
-    assert reader.kept_ids.shape[2] == 500
-
-
-@pytest.mark.parametrize("noise", [0.02, 0.3, 1.0])
-def test_the_sampled_divergence_is_unbiased(tmp_path, noise):
-    # Of 4000 tokens 64 are kept and 64 sampled; half of the probability is outside the top.
-    p, q = distributions(1500, 4000, noise=noise)
-    _, rows, reader, _ = passes(tmp_path, p, q, top=64, tail=64, n_windows=10)
-    exact = exact_kld(p, q)
-    found = column(rows, "kld")
-    assert found.mean() == pytest.approx(exact.mean(), rel=0.01)
-    # Window by window too, which is what baselines are paired by.
-    assert found == pytest.approx(exact.reshape(10, 150).mean(axis=1), rel=0.04)
-    # That the tail matters here: without it a third or more would be missing.
-    assert reader.tail_mass.mean() > 0.2
-    top_only = [
-        divergence(
-            reader.kept_log_p[i][:, :64].astype(float),
-            np.take_along_axis(
-                exact_log_softmax(q[i * 150 :][:150]), reader.kept_ids[i][:, :64].astype(int), 1
-            ),
-            64,
-            reader.tail_mass[i],
-        ).mean()
-        for i in range(10)
-    ]
-    assert np.mean(top_only) < 0.7 * exact.mean()
-
-
-def test_the_samples_are_drawn_in_proportion_to_the_references_probability(tmp_path):
-    # Whatever is averaged over the samples estimates its mean over the tail under P.
-    p, _ = distributions(600, 1000)
-    plan = plan_for(tmp_path / "r.npz", top=50, tail=40, n_ctx=1202)
-    writer = _Writer(plan, (1, 1202), 1000)
-    log_p = log_softmax(p)
-    writer.compare(0, log_p, np.zeros(600, np.int32))
-    ids = writer.kept_ids[0].astype(int)
-    exact_p = np.exp(exact_log_softmax(p))
-    top, sampled = ids[:, :50], ids[:, 50:]
-    for row in range(600):
-        likeliest = np.argsort(exact_p[row])[-50:]
-        assert set(top[row]) == set(likeliest)
-        assert not set(sampled[row]) & set(likeliest)
-    tail_p = exact_p.copy()
-    np.put_along_axis(tail_p, top, 0.0, axis=1)
-    assert writer.tail_mass[0] == pytest.approx(tail_p.sum(axis=1), abs=1e-6)
-    under_p = (tail_p * np.arange(1000)).sum(axis=1) / tail_p.sum(axis=1)
-    assert sampled.mean() == pytest.approx(under_p.mean(), rel=0.005)
-    # Stratified: the mean of one position's sample is far closer than chance would bring it.
-    variance = (tail_p * (np.arange(1000) - under_p[:, None]) ** 2).sum(axis=1) / tail_p.sum(axis=1)
-    by_chance = np.sqrt(variance / 40)
-    assert np.std(sampled.mean(axis=1) - under_p) < 0.3 * by_chance.mean()
-
-
-def test_seeds_draw_other_samples_of_the_same_thing(tmp_path):
-    p, q = distributions(100, 2000)
-    kept, means = [], []
-    for seed in (1, 1, 2):
-        _, rows, reader, _ = passes(tmp_path, p, q, top=64, tail=64, n_windows=1, seed=seed)
-        kept.append(reader.kept_ids)
-        means.append(rows[0]["kld"])
-    assert (kept[0] == kept[1]).all()
-    assert (kept[0] != kept[2]).any()
-    assert means[0] == means[1] != means[2]
-    assert means[0] == pytest.approx(means[2], rel=0.05)
-
-
-def test_identical_distributions_do_not_diverge(tmp_path):
-    p, _ = distributions(40, 1000)
-    own, rows, _, _ = passes(tmp_path, p, p.copy(), top=64, tail=32, n_windows=4)
-    assert (column(rows, "kld") == 0).all()
-    assert (column(rows, "ln_ratio") == 0).all()
-    assert (column(rows, "same_top") == 1).all()
-    assert [row["nll"] for row in rows] == [row["nll"] for row in own]
-    assert {(row["kld"], row["ln_ratio"], row["same_top"]) for row in own} == {(0.0, 0.0, 1.0)}
-
-
-log_probabilities = st.floats(-60, 0)
-
-
-@lawful
-@given(
-    st.lists(st.tuples(log_probabilities, log_probabilities), min_size=1, max_size=12),
-    st.integers(1, 12),
-    st.floats(0, 1),
-)
-def test_a_divergence_is_never_negative(pairs, top, tail_mass):
-    log_p, log_q = (np.array([side], dtype=np.float64) for side in zip(*pairs, strict=True))
-    assert divergence(log_p, log_q, top, np.array([tail_mass]))[0] >= 0
-    assert divergence(log_p, log_p, top, np.array([tail_mass]))[0] == 0
-
-
-@pytest.mark.parametrize("exponent", range(-7, 1))
-def test_a_small_divergence_keeps_its_digits(exponent):
-    # Two tokens: p = (1/2, 1/2), q = (1/2 + e, 1/2 - e): -ln(1 - 4 e^2) / 2.
-    e = 0.3 * 10.0**exponent
-    log_p = np.log(np.array([[0.5, 0.5]]))
-    log_q = np.log(np.array([[0.5 + e, 0.5 - e]]))
-    exact = -math.log1p(-4 * e * e) / 2
-    assert divergence(log_p, log_q, 2, np.zeros(1))[0] == pytest.approx(exact, rel=0.02)
-
-
-def test_other_figures_of_a_window(tmp_path):
-    p, q = distributions(30, 300, noise=1.0)
-    own, rows, _, targets = passes(tmp_path, p, q, top=16, tail=16, n_windows=3)
-    at = np.arange(30)
-    log_p, log_q = exact_log_softmax(p), exact_log_softmax(q)
-    nll_p = -log_p[at, targets.ravel()].reshape(3, 10).mean(axis=1)
-    nll_q = -log_q[at, targets.ravel()].reshape(3, 10).mean(axis=1)
-    same = (p.argmax(axis=1) == q.argmax(axis=1)).reshape(3, 10).mean(axis=1)
-    assert 0 < same.mean() < 1
-    assert column(own, "nll") == pytest.approx(nll_p, rel=1e-6)
-    assert column(rows, "nll") == pytest.approx(nll_q, rel=1e-6)
-    assert column(rows, "ln_ratio") == pytest.approx(nll_q - nll_p, abs=1e-5)
-    assert column(rows, "same_top") == pytest.approx(same)
-
-
-# The reference file
-
-
-def test_the_reference_file_holds_what_was_written(tmp_path):
-    p, q = distributions(20, 300)
-    _, _, reader, _ = passes(tmp_path, p, q, top=16, tail=8, n_windows=2)
-    assert reader.top == 16
-    assert reader.kept_ids.shape == reader.kept_log_p.shape == (2, 10, 24)
-    assert reader.tail_mass.shape == reader.target_log_p.shape == reader.best.shape == (2, 10)
-    kept = np.take_along_axis(
-        log_softmax(p).reshape(2, 10, 300), reader.kept_ids.astype(int), axis=2
-    )
-    assert (reader.kept_log_p == kept).all()
-    # Nothing else is left in the folder.
-    assert [path.name for path in tmp_path.iterdir()] == ["reference.npz"]
-
-
-def test_another_vocabulary_is_refused(tmp_path):
-    p, q = distributions(20, 300)
-    passes(tmp_path, p, q, top=16, tail=8, n_windows=2)
-    with pytest.raises(TextError) as caught:
-        _Reader(str(tmp_path / "reference.npz"), "tokens", 301)
-    assert str(caught.value) == (
-        "its vocabulary has 301 tokens, the reference's 300; it is not a quantization of this model"
-    )
-
-
-def test_other_tokens_are_refused(tmp_path):
-    p, q = distributions(20, 300)
-    passes(tmp_path, p, q, top=16, tail=8, n_windows=2)
-    with pytest.raises(TextError, match="into other tokens than the reference's; losses on"):
-        _Reader(str(tmp_path / "reference.npz"), "Tokens", 300)
-
-
-def test_a_reference_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    plan = plan_for(tmp_path / "reference.npz", top=4, tail=2, n_ctx=8)
-    writer = _Writer(plan, (1, 8), 10)
-    (tmp_path / "reference.npz").write_bytes(b"the old one")
-
-    def full(file, **_):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
-        writer.save("tokens")
-    assert [path.name for path in tmp_path.iterdir()] == ["reference.npz"]
-    assert (tmp_path / "reference.npz").read_bytes() == b"the old one"
-
-
 # Cutting the text
 
 
@@ -358,150 +122,416 @@ class FakeModel:
     """Tokens are characters; ``<`` begins a text."""
 
     bos = ord("<")
-    n_vocab = 128
 
-    def __init__(self, *, adds_bos=False):
+    def __init__(self, *, adds_bos=False, n_vocab=128):
         self.adds_bos = adds_bos
+        self.n_vocab = n_vocab
 
     def tokenize(self, text):
         return list(text.encode())
 
 
-def text_plan(folder, texts, **fields):
+def texts_in(folder, texts):
     made = []
     for kind, text in texts.items():
         path = folder / f"{kind}.txt"
         path.write_text(text, "utf-8")
         made.append(Text(kind, str(path)))
-    fields = {"reference": str(folder / "r.npz"), "write": True, "windows": None} | fields
-    return FidelityPlan(texts=tuple(made), execution=Execution(n_ctx=8, n_ubatch=3), **fields)
+    return tuple(made)
+
+
+def cut_of(folder, texts, model=None, seed=20505):
+    return cut(model or FakeModel(), texts_in(folder, texts), seed=seed, n_ctx=8)
 
 
 def test_text_is_cut_into_whole_windows(tmp_path):
     # Three whole windows and a rest; one whole window; none.
     texts = {"a": "0123456789abcdefghijklmnop", "b": "ABCDEFGHIJKLMN", "c": "short"}
-    plan = text_plan(tmp_path, texts)
-    ids, windows = cut(FakeModel(), plan)
+    ids, windows = cut_of(tmp_path, texts)
     assert sorted(ids) == ["a:0", "a:1", "a:2", "b:0"]
     assert windows.dtype == np.int32
     found = {name: bytes(map(int, row)).decode() for name, row in zip(ids, windows, strict=True)}
     assert found == {"a:0": "01234567", "a:1": "89abcdef", "a:2": "ghijklmn", "b:0": "ABCDEFGH"}
-    order_of_plan = [f"{kind}:{i}" for kind, i in order({"a": 3, "b": 1}, None, plan.seed)]
+    order_of_plan = [f"{kind}:{i}" for kind, i in order({"a": 3, "b": 1}, None, 20505)]
     assert ids == order_of_plan
 
 
-def test_a_budget_takes_the_first_windows(tmp_path):
+def test_another_seed_is_another_order(tmp_path):
     texts = {"a": "0123456789abcdefghijklmnop", "b": "ABCDEFGHIJKLMN"}
-    every, _ = cut(FakeModel(), text_plan(tmp_path, texts))
-    for most in (1, 2, 3):
-        ids, windows = cut(FakeModel(), text_plan(tmp_path, texts, windows=most))
-        assert ids == every[:most]
-        assert windows.shape == (most, 8)
+    orders = {tuple(cut_of(tmp_path, texts, seed=seed)[0]) for seed in range(9)}
+    assert len(orders) > 1
+    assert {tuple(sorted(one)) for one in orders} == {("a:0", "a:1", "a:2", "b:0")}
 
 
 def test_every_window_begins_as_the_model_wants(tmp_path):
     texts = {"a": "0123456789abcdef"}
-    ids, windows = cut(FakeModel(adds_bos=True), text_plan(tmp_path, texts))
+    ids, windows = cut_of(tmp_path, texts, FakeModel(adds_bos=True))
     found = {name: bytes(map(int, row)).decode() for name, row in zip(ids, windows, strict=True)}
     # In the place of the first token, as llama-perplexity does it: the rest stays where it is.
     assert found == {"a:0": "<1234567", "a:1": "<9abcdef"}
 
 
 def test_too_short_a_text_is_one_sentence(tmp_path):
-    plan = text_plan(tmp_path, {"a": "0123456", "b": "xyz"})
     with pytest.raises(TextError) as caught:
-        cut(FakeModel(), plan)
+        cut_of(tmp_path, {"a": "0123456", "b": "xyz"})
     assert str(caught.value) == "the evaluation text has 10 tokens; one window needs 8"
 
 
 def test_a_text_of_exactly_one_window_is_enough(tmp_path):
-    ids, _ = cut(FakeModel(), text_plan(tmp_path, {"a": "01234567"}))
+    ids, _ = cut_of(tmp_path, {"a": "01234567"})
     assert ids == ["a:0"]
+
+
+# The logits of a window
+
+
+class FakeContext:
+    """Logits are a function of a token and its place; each feed overwrites those before it.
+
+    As the runtime does it: what ``logits`` hands out is a view of the buffer.
+    """
+
+    def __init__(self, table, seen=None, broken=None):
+        self.table = table
+        self.broken = broken
+        self.buffer = np.zeros((64, table.shape[1]), dtype=np.float32)
+        self.fed = [] if seen is None else seen
+        self.windows = 0
+        self.position = 0
+        self.rows = 0
+
+    def clear(self):
+        self.windows += 1
+        self.position = 0
+
+    def feed(self, tokens, start, logits_from=None):
+        assert start == self.position, "a piece was fed out of its place"
+        self.position += len(tokens)
+        first = len(tokens) - 1 if logits_from is None else logits_from
+        self.fed.append((start, len(tokens), first))
+        self.rows = max(0, len(tokens) - first)
+        self.buffer[:] = math.nan
+        for row, place in enumerate(range(first, len(tokens))):
+            self.buffer[row] = self.table[tokens[place]] + 0.01 * (start + place)
+        if self.broken is not None and self.windows == 2 and self.rows > 1:
+            self.buffer[1, 3] = self.broken
+
+    def logits(self, count):
+        assert count == self.rows, f"{count} rows of {self.rows}"
+        return self.buffer[:count]
+
+
+def table_of(seed=2, scale=3, n_vocab=128):
+    return np.random.default_rng(seed).standard_normal((128, n_vocab)).astype(np.float32) * scale
+
+
+@pytest.mark.parametrize("n_ctx", [8, 9])
+@pytest.mark.parametrize("n_ubatch", [1, 2, 3, 4, 5, 7, 8, 9, 64])
+def test_logits_are_of_the_second_half_whatever_the_micro_batches(n_ctx, n_ubatch):
+    table = table_of()
+    window = np.arange(40, 40 + n_ctx, dtype=np.int32)
+    context = FakeContext(table)
+    found = scored_logits(context, window, Execution(n_ctx=n_ctx, n_ubatch=n_ubatch))
+    # The last position predicts a token outside the window.
+    places = range(n_ctx // 2, n_ctx - 1)
+    expected = np.array([table[window[place]] + np.float32(0.01 * place) for place in places])
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    assert found == pytest.approx(expected)
+    assert sum(length for _, length, _ in context.fed) == n_ctx
+
+
+def test_one_micro_batch_is_viewed_not_copied():
+    context = FakeContext(table_of())
+    found = scored_logits(context, np.arange(8, dtype=np.int32), Execution(n_ctx=8, n_ubatch=8))
+    assert np.shares_memory(found, context.buffer)
 
 
 # A whole pass, with a runtime that is a table
 
 
 class FakeEngine:
-    """Logits are a function of the token and its place; ``harm`` is added to them."""
+    """Models by path; ``model.gguf`` and ``reference.gguf`` are all that there is."""
 
-    def __init__(self, harm=0.0, broken=None):
-        rng = np.random.default_rng(2)
-        self.table = rng.standard_normal((128, 128)).astype(np.float32) * 3
-        self.harm = rng.standard_normal((128, 128)).astype(np.float32) * harm
+    def __init__(self, harm=0.0, broken=None, *, reference=None):
+        self.table = table_of() + table_of(5, 1) * harm
         self.broken = broken
+        self.models = {"model.gguf": FakeModel(), "reference.gguf": reference or FakeModel()}
         self.fed = []
+        self.open = []
+
+    def isa(self):
+        return "avx2+fma"
 
     @contextlib.contextmanager
-    def load(self, path, execution, *, alive):
+    def load(self, path, execution, *, alive=lambda _: None):
         alive(0.5)
-        yield FakeModel()
+        self.open.append(path)
+        try:
+            yield self.models[path]
+        finally:
+            self.open.remove(path)
 
     @contextlib.contextmanager
     def context(self, model, execution):
-        yield self
-
-    def clear(self):
-        self.fed.append([])
-        self.kept = []
-
-    def feed(self, tokens, start, logits_from=None):
-        self.fed[-1].append((start, len(tokens), logits_from))
-        for i, token in enumerate(tokens):
-            if i >= logits_from:
-                self.kept.append(self.table[token] + self.harm[token])
-
-    def logits(self, count):
-        made = np.array(self.kept[-count:], dtype=np.float32)
-        assert len(made) == count
-        if self.broken is not None and len(self.fed) == 2:
-            made[1, 3] = self.broken
-        return made
+        if model is self.models["reference.gguf"]:
+            yield FakeContext(table_of(n_vocab=model.n_vocab))
+        else:
+            yield FakeContext(self.table, self.fed, self.broken)
 
 
 TEXTS = {"a": "the quick brown fox jumps over it", "b": "lorem ipsum dolor sit amet, con"}
 
 
+def plan_of(folder, texts=None, n_ubatch=3, **fields):
+    fields = {"reference": str(folder / "r.npz"), "write": True} | fields
+    return FidelityPlan(
+        texts=texts_in(folder, texts or TEXTS),
+        execution=Execution(n_ctx=8, n_ubatch=n_ubatch),
+        **fields,
+    )
+
+
 def run(folder, engine, **fields):
     ticks = []
-    plan = text_plan(folder, TEXTS, **fields)
+    plan = plan_of(folder, **fields)
     made = measure(engine, "model.gguf", plan, lambda *at: ticks.append(at))
+    assert engine.open == []
     return made, ticks
 
 
-def test_a_whole_pass(tmp_path):
-    reference = FakeEngine()
-    kept, ticks = run(tmp_path, reference, top=16, tail=16)
+def per_position(text):
+    values = array.array("f")
+    values.frombytes(base64.b64decode(text))
+    return np.array(values)
+
+
+def expected_columns(folder, harm, first=0, last=None):
+    """Every column from its definition, in float64, of the whole vocabulary."""
+    rows = {name: [] for name in (*COLUMNS, "token_kld", "token_dp")}
+    for window in cut_of(folder, TEXTS)[1][first:last]:
+        # Positions 4, 5 and 6 predict the tokens after them; the last one has none.
+        places = np.arange(4, 7)
+        moved = np.float32(0.01) * places[:, None]
+        log_p = exact_log_softmax(table_of()[window[4:7]] + moved)
+        log_q = exact_log_softmax((table_of() + table_of(5, 1) * harm)[window[4:7]] + moved)
+        at, targets = np.arange(3), window[5:]
+        dp = np.exp(log_q[at, targets]) - np.exp(log_p[at, targets])
+        kld = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+        rows["nll"].append(-log_q[at, targets].mean())
+        rows["kld"].append(kld.mean())
+        rows["ln_ratio"].append((log_p - log_q)[at, targets].mean())
+        rows["same_top"].append((log_p.argmax(axis=1) == log_q.argmax(axis=1)).mean())
+        rows["dp"].append(dp.mean())
+        rows["square_dp"].append((dp**2).mean())
+        rows["token_kld"].extend(kld)
+        rows["token_dp"].extend(dp)
+    return rows
+
+
+def test_a_pass_of_the_reference(tmp_path):
+    engine = FakeEngine()
+    kept, ticks = run(tmp_path, engine, top=16, tail=16)
     assert (kept["reference"], kept["nonfinite"], kept["scored"]) == (True, 0, 3)
-    assert len(kept["ids"]) == 7
+    assert kept["available"] == len(kept["ids"]) == 7
+    assert kept["isa"] == "avx2+fma"
     assert ticks == [(0, 1), *((i + 1, 7) for i in range(7))]
     # Windows of 8 in pieces of 3; logits from the fifth token on.
-    assert reference.fed == [[(0, 3, 4), (3, 3, 1), (6, 2, 0)]] * 7
-    candidate, _ = run(tmp_path, FakeEngine(harm=0.5), write=False, top=16, tail=16)
-    assert candidate["ids"] == kept["ids"]
-    assert candidate["tokens"] == kept["tokens"]
-    assert candidate["reference"] is False
-    ids, windows = cut(FakeModel(), text_plan(tmp_path, TEXTS))
-    harmed = FakeEngine(harm=0.5)
-    for name, window, nll, kld, ratio in zip(
-        ids, windows, candidate["nll"], candidate["kld"], candidate["ln_ratio"], strict=True
-    ):
-        # Positions 4, 5 and 6 predict the tokens after them; the last one has none.
-        p = exact_log_softmax(reference.table[window[4:7]])
-        q = exact_log_softmax((harmed.table + harmed.harm)[window[4:7]])
-        at = np.arange(3)
-        assert nll == pytest.approx(-q[at, window[5:]].mean(), rel=1e-5), name
-        assert ratio == pytest.approx((p - q)[at, window[5:]].mean(), abs=1e-5), name
-        assert kld == pytest.approx((np.exp(p) * (p - q)).sum(axis=1).mean(), rel=0.1), name
+    assert engine.fed == [(0, 3, 4), (3, 3, 1), (6, 2, 0)] * 7
+    assert kept["nll"] == pytest.approx(expected_columns(tmp_path, 0.0)["nll"], rel=1e-5)
+    # It differs from itself by nothing.
+    for name in ("kld", "ln_ratio", "dp", "square_dp"):
+        assert kept[name] == [0.0] * 7
+    assert kept["same_top"] == [1.0] * 7
+    assert per_position(kept["token_kld"]).tolist() == [0.0] * 21
+    with Reader(tmp_path / "r.npz") as reader:
+        assert list(reader.ids) == kept["ids"]
+        assert (reader.head.n_vocab, reader.head.n_ctx, reader.scored) == (128, 8, 3)
+        assert (reader.head.top, reader.head.tail, reader.head.seed) == (16, 16, 20505)
+
+
+def test_what_the_file_says_of_its_making(tmp_path):
+    about = {
+        "model": "tiny",
+        "source": "0" * 64,
+        "tokenizer": "t",
+        "text": "x",
+        "runtime": "r 1",
+        "runtime_digest": "d",
+        "cpu": "c",
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    run(tmp_path, FakeEngine(), about=about)
+    with Reader(tmp_path / "r.npz") as reader:
+        assert {name: getattr(reader.head, name) for name in about} == about
+        assert reader.head.execution["n_ubatch"] == 3
+        assert "threads" not in reader.head.execution
+
+
+@pytest.mark.parametrize("n_ubatch", [3, 8])
+def test_a_pass_against_the_file(tmp_path, n_ubatch):
+    kept, _ = run(tmp_path, FakeEngine(), top=128, tail=0, n_ubatch=n_ubatch)
+    found, _ = run(tmp_path, FakeEngine(0.5), write=False, n_ubatch=n_ubatch)
+    assert (found["ids"], found["reference"]) == (kept["ids"], False)
+    expected = expected_columns(tmp_path, 0.5)
+    assert 0 < np.mean(expected["same_top"]) < 1
+    for name in COLUMNS:
+        assert found[name] == pytest.approx(
+            expected[name], rel=2e-3, abs=5e-6 if name == "ln_ratio" else 1e-8
+        ), name
+    for name in ("token_kld", "token_dp"):
+        assert per_position(found[name]) == pytest.approx(expected[name], rel=2e-4, abs=2e-5), name
+
+
+def test_a_pass_beside_the_reference_is_exact_and_keeps_no_file(tmp_path):
+    found, _ = run(tmp_path, FakeEngine(0.5), reference="", write=False, beside="reference.gguf")
+    expected = expected_columns(tmp_path, 0.5)
+    for name in COLUMNS:
+        assert found[name] == pytest.approx(
+            expected[name], rel=2e-3, abs=5e-6 if name == "ln_ratio" else 1e-8
+        ), name
+    assert found["reference"] is False
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_the_reference_without_a_file_keeps_none(tmp_path):
+    kept, _ = run(tmp_path, FakeEngine(), reference="")
+    assert (kept["reference"], kept["kld"]) == (True, [0.0] * 7)
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_another_vocabulary_beside_is_refused(tmp_path):
+    engine = FakeEngine(reference=FakeModel(n_vocab=127))
+    with pytest.raises(TextError) as caught:
+        run(tmp_path, engine, reference="", write=False, beside="reference.gguf")
+    assert str(caught.value) == (
+        "its vocabulary has 128 tokens, the reference's 127; it is not a quantization of this model"
+    )
+
+
+def test_other_tokens_beside_are_refused(tmp_path):
+    engine = FakeEngine(reference=FakeModel(adds_bos=True))
+    with pytest.raises(TextError, match="into other tokens than the reference's; losses on"):
+        run(tmp_path, engine, reference="", write=False, beside="reference.gguf")
+
+
+def test_other_tokens_than_the_files_are_refused(tmp_path):
+    run(tmp_path, FakeEngine())
+    engine = FakeEngine()
+    engine.models["model.gguf"] = FakeModel(adds_bos=True)
+    with pytest.raises(TextError, match="other tokens"):
+        run(tmp_path, engine, write=False)
+
+
+# Stretches of windows
+
+
+def test_stretches_are_the_whole_in_pieces(tmp_path):
+    whole, _ = run(tmp_path, FakeEngine(), top=16, tail=16)
+    found, _ = run(tmp_path, FakeEngine(0.5), write=False)
+    ids, parts = [], []
+    for first, last in ((0, 3), (3, 5), (5, None)):
+        kept, ticks = run(
+            tmp_path,
+            FakeEngine(),
+            reference=str(tmp_path / f"{first}.npz"),
+            first=first,
+            last=last,
+            top=16,
+            tail=16,
+        )
+        assert kept["available"] == 7
+        assert ticks[-1] == (len(kept["ids"]), len(kept["ids"]))
+        one, _ = run(
+            tmp_path,
+            FakeEngine(0.5),
+            reference=str(tmp_path / f"{first}.npz"),
+            write=False,
+            first=first,
+            last=last,
+        )
+        ids += kept["ids"]
+        parts.append(one)
+    assert ids == whole["ids"]
+    # To the bit: a window's samples do not depend on its company.
+    for name in ("ids", *COLUMNS):
+        assert [value for part in parts for value in part[name]] == found[name], name
+    assert b"".join(base64.b64decode(part["token_kld"]) for part in parts) == base64.b64decode(
+        found["token_kld"]
+    )
+
+
+def test_a_file_of_more_windows_serves_a_stretch(tmp_path):
+    run(tmp_path, FakeEngine(), top=16, tail=16)
+    whole, _ = run(tmp_path, FakeEngine(0.5), write=False)
+    part, _ = run(tmp_path, FakeEngine(0.5), write=False, first=2, last=4)
+    assert (part["ids"], part["kld"]) == (whole["ids"][2:4], whole["kld"][2:4])
+
+
+def test_a_file_of_fewer_windows_is_refused(tmp_path):
+    run(tmp_path, FakeEngine(), last=3)
+    with pytest.raises(TextError, match="it has 3 of the 7 windows"):
+        run(tmp_path, FakeEngine(), write=False)
+
+
+def test_a_stretch_beyond_the_text_is_empty(tmp_path):
+    run(tmp_path, FakeEngine())
+    made, _ = run(tmp_path, FakeEngine(), write=False, first=7, last=9)
+    assert (made["ids"], made["available"], made["nonfinite"]) == ([], 7, 0)
+    assert (made["kld"], made["token_kld"], made["logits"]) == ([], "", [])
+
+
+# Digests of logits
+
+
+def test_the_first_windows_logits_are_digested(tmp_path):
+    made, _ = run(tmp_path, FakeEngine(), digests=3)
+    expected = []
+    for window in cut_of(tmp_path, TEXTS)[1][:3]:
+        context = FakeContext(table_of())
+        logits = scored_logits(context, window, Execution(n_ctx=8, n_ubatch=3))
+        expected.append(hashlib.blake2b(logits.tobytes(), digest_size=8).hexdigest())
+    assert made["logits"] == expected
+    assert len(set(expected)) == 3
+    with Reader(tmp_path / "r.npz") as reader:
+        assert [window.logits for window in reader.windows] == [*expected, "", "", "", ""]
+
+
+@pytest.mark.parametrize(("first", "last", "count"), [(0, 2, 2), (2, 5, 1), (3, None, 0)])
+def test_digests_are_of_windows_in_the_order_of_the_text(tmp_path, first, last, count):
+    whole, _ = run(tmp_path, FakeEngine(), digests=3)
+    part, _ = run(tmp_path, FakeEngine(), digests=3, first=first, last=last)
+    assert part["logits"] == whole["logits"][first : first + count]
+    assert len(part["logits"]) == count
+
+
+def test_one_bit_of_one_logit_changes_a_digest(tmp_path):
+    before, _ = run(tmp_path, FakeEngine(), digests=7)
+    engine = FakeEngine()
+    token = cut_of(tmp_path, TEXTS)[1][3][5]
+    engine.table = table_of()
+    engine.table[token, 77] = np.nextafter(engine.table[token, 77], np.float32(9))
+    after, _ = run(tmp_path, engine, digests=7)
+    changed = [one != other for one, other in zip(before["logits"], after["logits"], strict=True)]
+    # Wherever the token is scored, and nowhere else.
+    windows = cut_of(tmp_path, TEXTS)[1]
+    assert changed == [token in window[4:7] for window in windows]
+    assert changed[3]
+
+
+# What is not finite
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_counted_and_never_dropped(tmp_path, broken):
-    run(tmp_path, FakeEngine(), top=16, tail=16)
-    made, _ = run(tmp_path, FakeEngine(broken=broken), write=False)
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_not_finite_is_counted_and_never_dropped(tmp_path, broken, beside):
+    run(tmp_path, FakeEngine())
+    fields = {"reference": "", "beside": "reference.gguf"} if beside else {}
+    made, _ = run(tmp_path, FakeEngine(broken=broken), write=False, **fields)
     assert made["nonfinite"] == 1
-    for name in ("nll", "kld", "ln_ratio", "same_top"):
+    for name in COLUMNS:
         assert [value is None for value in made[name]] == [False, True, *[False] * 5]
+    assert len(per_position(made["token_kld"])) == 18
 
 
 def test_a_broken_reference_is_not_kept(tmp_path):
@@ -517,3 +547,78 @@ def test_huge_but_finite_logits_are_finite(tmp_path):
     made, _ = run(tmp_path, engine)
     assert made["nonfinite"] == 0
     assert made["nll"] == pytest.approx([math.log(128)] * 7)
+
+
+# Token by token
+
+
+class Stepwise(FakeContext):
+    """A context whose single tokens go through other kernels: they are off by ``wrong``."""
+
+    def __init__(self, table, wrong, broken=None):
+        super().__init__(table)
+        self.wrong = wrong
+        self.bad = broken
+
+    def feed(self, tokens, start, logits_from=None):
+        super().feed(tokens, start, logits_from)
+        if len(tokens) == 1:
+            self.buffer[0] += self.wrong
+            if self.bad is not None and start == 6:
+                self.buffer[0, 9] = self.bad
+
+
+class StepwiseEngine(FakeEngine):
+    def __init__(self, wrong=0.0, broken=None):
+        super().__init__()
+        self.wrong, self.bad = wrong, broken
+
+    @contextlib.contextmanager
+    def context(self, model, execution):
+        yield Stepwise(self.table, self.wrong, self.bad)
+
+
+def decoded(folder, engine, n_ubatch=3, tokens=8):
+    ticks = []
+    plan = DecodePlan(
+        texts=texts_in(folder, TEXTS),
+        tokens=tokens,
+        execution=Execution(n_ctx=8, n_ubatch=n_ubatch),
+    )
+    return decode.measure(engine, "model.gguf", plan, lambda *at: ticks.append(at)), ticks
+
+
+@pytest.mark.parametrize("n_ubatch", [3, 8])
+def test_both_ways_agree_where_kernels_do(tmp_path, n_ubatch):
+    made, ticks = decoded(tmp_path, StepwiseEngine(), n_ubatch)
+    assert made["id"] == cut_of(tmp_path, TEXTS)[0][0]
+    assert made["kld"] == [0.0] * 4
+    assert made["same_top"] == [True] * 4
+    assert made["furthest"] == 0.0
+    assert ticks == [(0, 1), *((i + 1, 8) for i in range(8))]
+
+
+@pytest.mark.parametrize("n_ubatch", [3, 8])
+def test_kernels_that_differ_are_told_from_each_other(tmp_path, n_ubatch):
+    wrong = table_of(8, 0.5)[0]
+    made, _ = decoded(tmp_path, StepwiseEngine(wrong), n_ubatch)
+    window = cut_of(tmp_path, TEXTS)[1][0]
+    moved = np.float32(0.01) * np.arange(4, 8)[:, None]
+    log_p = exact_log_softmax(table_of()[window[4:]] + moved)
+    log_q = exact_log_softmax(table_of()[window[4:]] + moved + wrong)
+    assert made["kld"] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(axis=1), rel=1e-3)
+    assert made["same_top"] == (log_p.argmax(axis=1) == log_q.argmax(axis=1)).tolist()
+    assert made["furthest"] == pytest.approx(np.abs(wrong).max(), rel=1e-4)
+
+
+def test_fewer_tokens_than_a_window_may_be_fed(tmp_path):
+    made, ticks = decoded(tmp_path, StepwiseEngine(), tokens=6)
+    assert len(made["kld"]) == 3
+    assert ticks[-1] == (6, 6)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_token_that_breaks_the_logits_leaves_no_figure(tmp_path, broken):
+    made, _ = decoded(tmp_path, StepwiseEngine(broken=broken))
+    assert made["id"]
+    assert {made[name] for name in ("kld", "same_top", "furthest")} == {None}

@@ -1,4 +1,4 @@
-"""From a measurement and a bound to a verdict, and to the words that a person reads."""
+"""From a measurement and a bound to a verdict, and from a predecessor to a finding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_ondevice.judgement import explain, judge, limits, show, show_bound
+from pytest_ondevice.judgement import judge, limits, show, show_bound, succeed
 from pytest_ondevice.model.bound import Bound, Source
+from pytest_ondevice.model.change import Finding, overall
 from pytest_ondevice.model.measurement import Measurement
-from pytest_ondevice.model.quantity import QUANTITIES
+from pytest_ondevice.model.quantity import QUANTITIES, Stage
 from pytest_ondevice.model.verdict import Verdict
+from pytest_ondevice.stats import interval
 
 PASS, FAIL = Verdict.PASS, Verdict.FAIL
 INCONCLUSIVE, INVALID = Verdict.INCONCLUSIVE, Verdict.INVALID
@@ -228,13 +230,16 @@ def test_only_common_windows_count():
 
 
 @pytest.mark.parametrize("common", [0, 1])
-def test_without_pairs_the_value_is_held_against_the_ends(common):
+def test_without_pairs_the_samples_are_held_against_the_ends(common):
     ids = [f"w:{i}" for i in range(4)]
     bound = baseline([1.0, 1.1, 0.9, 1.0], ids=ids, relative=0.05)
     others = [*ids[:common], *(f"x:{i}" for i in range(4 - common))]
-    assert judge(over_windows([1.05] * 4, ids=others), bound).reason == "within the bound"
+    passed = judge(over_windows([1.05] * 4, ids=others), bound)
+    assert passed.verdict is PASS
+    assert passed.reason == "1.05 nats to 1.05 nats, 4 windows: within the bound"
     failed = judge(over_windows([1.06] * 4, ids=others), bound)
-    assert (failed.verdict, failed.reason) == (FAIL, "1.06 nats is above the bound")
+    assert failed.verdict is FAIL
+    assert failed.reason == "1.06 nats to 1.06 nats, 4 windows: above the bound"
 
 
 def test_two_windows_are_pairs_but_prove_nothing():
@@ -415,62 +420,303 @@ def test_show_bound(bound, unit, text):
     assert show_bound(bound, unit) == text
 
 
-def test_a_failure_is_explained():
-    then, now = noisy(16, 0.05, 0.02)
-    measured = over_windows(now * 1.14)
-    measured = Measurement(
-        quantity="mean_kld",
-        value=measured.value,
-        unit="nats",
-        n=16,
-        error=0.00234,
-        samples=measured.samples,
-        sample_ids=measured.sample_ids,
+@pytest.mark.parametrize(
+    ("bound", "unit", "text"),
+    [
+        (budget(center=1.0, absolute=0.05, noise=0.07), "1", "<= 1.07 (1 + 0.07 of noise)"),
+        (budget(center=1.0, absolute=0.05, noise=0.03), "1", "<= 1.05 (1 + 0.05)"),
+        (budget(center=1.0, relative=0.1, noise=0.03), "1", "<= 1.1 (1 + 10 %)"),
+        (
+            budget(center=8.0, relative=0.05, noise=1.0, higher_is_better=True),
+            "tokens/s",
+            ">= 7 tokens/s (8 tokens/s - 1 tokens/s of noise)",
+        ),
+    ],
+)
+def test_noise_that_widens_a_bound_is_called_so(bound, unit, text):
+    assert show_bound(bound, unit) == text
+
+
+# By samples of its own
+
+
+EIGHT = [0.10, 0.12, 0.08, 0.11, 0.09, 0.13, 0.07, 0.10]
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.005])
+def test_a_figure_with_samples_is_judged_by_their_interval(alpha):
+    found = interval(EIGHT, alpha)
+    low, high, room = found.lower, found.upper, 1e-6
+    measured = over_windows(EIGHT)
+
+    def verdict(**ends):
+        return judge(measured, budget(**ends), alpha).verdict
+
+    assert verdict(upper=high + room) is PASS
+    assert verdict(upper=high - room) is INCONCLUSIVE
+    assert verdict(upper=low + room) is INCONCLUSIVE
+    assert verdict(upper=low - room) is FAIL
+    assert verdict(lower=low - room) is PASS
+    assert verdict(lower=low + room) is INCONCLUSIVE
+    assert verdict(lower=high - room) is INCONCLUSIVE
+    assert verdict(lower=high + room) is FAIL
+    assert verdict(lower=low - room, upper=high + room) is PASS
+
+
+def test_the_mean_alone_decides_nothing():
+    # Within the bound on average, and so uncertain that it may as well be beyond.
+    measured = over_windows([0.01, 0.30, 0.02, 0.25, 0.01, 0.02])
+    judgement = judge(measured, budget(upper=0.15))
+    assert measured.value < 0.15
+    assert judgement.verdict is INCONCLUSIVE
+    assert judgement.reason.endswith(" nats, 6 windows: on both sides of the bound")
+    # The same mean without samples is an exact figure.
+    assert judge(plain(measured.value), budget(upper=0.15)).verdict is PASS
+
+
+def test_samples_that_say_nothing_of_what_they_are_are_no_windows():
+    measured = plain(0.1, samples=(0.01, 0.3, 0.02, 0.07))
+    assert judge(measured, budget(upper=0.15)).reason == "within the bound"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([1.0, 2.0], PASS), ([3.0, 4.0], FAIL), ([1.0, 4.0], INCONCLUSIVE)],
+)
+def test_rounds_too_few_for_an_interval_decide_where_they_agree(values, verdict):
+    measured = timed(values, quantity="load_time", unit="s")
+    judgement = judge(measured, budget(upper=2.5))
+    assert judgement.verdict is verdict
+    assert f"{values[0]:.4g} s to {values[1]:.4g} s, 2 rounds: " in judgement.reason
+
+
+def timed(values, *, quantity="decode_ratio", unit="1", **fields):
+    values = [float(value) for value in values]
+    return Measurement(
+        quantity=quantity,
+        value=float(np.median(values)),
+        unit=unit,
+        n=len(values),
+        samples=tuple(values),
+        sample_ids=tuple(f"round:{i + 1}" for i in range(len(values))),
+        **fields,
+    )
+
+
+def test_one_slow_round_does_not_move_a_speed():
+    # The mean of these is far below the bound, the median is not.
+    rounds = [30.0, 31.0, 30.5, 2.0, 30.2, 30.8, 30.4, 30.6, 30.1, 30.3, 30.7, 30.9]
+    measured = timed(rounds, quantity="decode_speed", unit="tokens/s")
+    judgement = judge(measured, budget(lower=29.0))
+    assert judgement.verdict is PASS
+    assert judgement.reason.endswith("12 rounds: within the bound")
+    windows_of_it = over_windows(rounds)
+    assert judge(windows_of_it, budget(lower=29.0)).verdict is not PASS
+
+
+# Speeds of the same rounds
+
+
+def race(now, then, **tolerance):
+    """Judge a speed against its predecessor's of the same rounds."""
+    stored = timed(then, quantity="decode_speed", unit="tokens/s")
+    bound = Bound(
+        source=Source.PREDECESSOR,
+        center=stored.value,
+        sample_ids=stored.sample_ids,
+        samples=stored.samples,
+        **({"absolute": 0.05, "higher_is_better": True} | tolerance),
+    )
+    return judge(timed(now, quantity="decode_speed", unit="tokens/s"), bound)
+
+
+DRIFT = np.array([30.0, 60.0, 20.0, 45.0, 33.0, 51.0, 27.0, 39.0])
+"""Speeds of a machine that does something else too: what is the same moves by a factor of 3."""
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.0, PASS), (1.5, PASS), (0.97, PASS), (0.93, FAIL), (0.5, FAIL)],
+)
+def test_speeds_are_compared_round_by_round(factor, verdict):
+    judgement = race(DRIFT * factor, DRIFT)
+    assert judgement.verdict is verdict
+    assert judgement.reason.startswith(f"{factor - 1:+.1%} ± 0.0% against its predecessor, median")
+
+
+def test_the_tolerance_of_a_speed_is_in_the_logarithm():
+    edge = math.exp(-0.05)
+    assert race(DRIFT * (edge + 1e-6), DRIFT).verdict is PASS
+    assert race(DRIFT * (edge - 1e-6), DRIFT).verdict is FAIL
+    # The noise that calibration found widens it; the larger of the two counts.
+    assert race(DRIFT * 0.9, DRIFT, noise=0.12).verdict is PASS
+    assert race(DRIFT * 0.9, DRIFT, noise=0.02).verdict is FAIL
+
+
+def test_of_a_time_less_is_better():
+    assert race(DRIFT * 0.5, DRIFT, higher_is_better=False).verdict is PASS
+    judgement = race(DRIFT * 1.2, DRIFT, higher_is_better=False)
+    assert judgement.verdict is FAIL
+    # Told in the direction that it went, whichever is better.
+    assert judgement.reason.startswith("+20.0% ")
+
+
+def test_one_round_that_went_wrong_decides_nothing():
+    now = DRIFT.copy()
+    now[3] *= 0.01
+    assert race(now, DRIFT).verdict is PASS
+    slow = DRIFT * 0.8
+    slow[3] *= 100
+    assert race(slow, DRIFT).verdict is FAIL
+
+
+def test_rounds_that_disagree_are_inconclusive():
+    wobble = np.array([0.8, 1.1, 0.85, 1.0, 0.9, 1.05, 0.95, 0.97])
+    judgement = race(DRIFT * wobble, DRIFT)
+    assert judgement.verdict is INCONCLUSIVE
+    assert judgement.reason.endswith(
+        " against its predecessor, median of 8 rounds: too uncertain to tell it from the tolerance"
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_too_few_rounds_for_an_interval_are_inconclusive(count):
+    wobble = np.array([0.5, 0.51, 0.52])[:count]
+    assert race(DRIFT[:count] * wobble, DRIFT[:count]).verdict is INCONCLUSIVE
+
+
+# What became of the predecessor
+
+
+def become(now, then, *, quantity="mean_kld", alpha=0.05, **tolerance):
+    unit = QUANTITIES[quantity].unit
+    made = timed if QUANTITIES[quantity].stage is Stage.SPEED else over_windows
+    old, new = (
+        made(side, quantity=quantity, unit=unit)
+        if isinstance(side, (list, np.ndarray))
+        else Measurement(quantity=quantity, value=side, unit=unit)
+        for side in (then, now)
     )
     bound = Bound(
-        source=Source.BASELINE,
-        detail="baselines/portable/m/Q4_K_M.json, recorded 2026-09-01",
-        center=0.05,
-        relative=0.05,
-        sample_ids=measured.sample_ids,
-        samples=tuple(then),
+        source=Source.PREDECESSOR,
+        center=old.value,
+        sample_ids=old.sample_ids,
+        samples=old.samples,
+        **tolerance,
     )
-    text = explain(measured, bound, judge(measured, bound), "fidelity.kld m-Q4_K_M")
-    assert text == (
-        "fidelity.kld m-Q4_K_M: fail: +14.0% ± 0.5% against the baseline, paired over 16 windows:"
-        " beyond the tolerance\n"
-        f"  measured  mean_kld {measured.value:.4g} nats ± 0.0023 (n=16)\n"
-        "  bound     <= 0.0525 nats (0.05 nats + 5 %)\n"
-        "  source    baseline: baselines/portable/m/Q4_K_M.json, recorded 2026-09-01\n"
-        "  why       mean Kullback-Leibler divergence of the next-token distribution from the"
-        " reference's\n"
-        "  update    the same command with --ondevice-update=fidelity"
-    )
+    return succeed(new, old, bound, alpha)
 
 
-def test_a_failure_of_the_users_own_figure_is_explained():
-    measured = plain(None, unit="s")
-    bound = budget(upper=2.0, detail="this test")
-    assert explain(measured, bound, judge(measured, bound), "t m-Q8_0") == (
-        "t m-Q8_0: fail: it is not finite\n"
-        "  measured  mine not finite\n"
-        "  bound     <= 2 s\n"
-        "  source    budget: this test"
-    )
+THEN, NOW = noisy(16, 0.05, 0.005)
 
 
-@pytest.mark.parametrize("name", QUANTITIES)
-def test_the_way_to_update_is_named_where_there_is_one(name):
-    quantity = QUANTITIES[name]
-    measured = Measurement(quantity=name, value=2.0, unit=quantity.unit)
-    for source in Source:
-        bound = Bound(source=source, upper=1.0)
-        lines = explain(measured, bound, judge(measured, bound), "t").splitlines()
-        assert f"  why       {quantity.why}" in lines
-        update = [line for line in lines if line.startswith("  update")]
-        if source is Source.BASELINE and quantity.kind:
-            assert update == [
-                f"  update    the same command with --ondevice-update={quantity.kind}"
-            ]
-        else:
-            assert update == []
+@pytest.mark.parametrize(
+    ("now", "finding"),
+    [
+        (THEN, Finding.IDENTICAL),
+        (THEN * (1 + 1e-9), Finding.IDENTICAL),
+        (NOW, Finding.NO_WORSE),
+        (NOW * 1.02, Finding.NO_WORSE),
+        (NOW * 0.98, Finding.BETTER),
+        (NOW * 1.08, Finding.WORSE),
+        (noisy(16, 0.05, 0.9)[1], Finding.UNDECIDED),
+    ],
+)
+def test_what_a_quantity_became(now, finding):
+    change = become(now, THEN, relative=0.05)
+    assert change.finding is finding
+    assert (change.quantity, change.unit, change.n) == ("mean_kld", "nats", 16)
+    assert change.before == pytest.approx(THEN.mean())
+    assert change.after == pytest.approx(np.mean(now))
+    assert change.relative
+    assert change.change == pytest.approx(np.mean(now) / THEN.mean() - 1)
+    against = "its predecessor, paired over 16 windows"
+    assert against in change.evidence
+
+
+def test_what_became_better_where_more_is_better():
+    then = np.linspace(0.80, 0.95, 8)
+    wobble = np.array([1, -1, 2, -2, 1, -1, 2, -2]) * 1e-3
+    more = {"quantity": "same_top", "absolute": 0.02, "higher_is_better": True}
+    assert become(then + wobble + 0.02, then, **more).finding is Finding.BETTER
+    assert become(then + wobble - 0.01, then, **more).finding is Finding.NO_WORSE
+    assert become(then + wobble - 0.05, then, **more).finding is Finding.WORSE
+
+
+@pytest.mark.parametrize(
+    ("factor", "finding"),
+    [
+        (1.0, Finding.IDENTICAL),
+        (1.1, Finding.BETTER),
+        (0.98, Finding.NO_WORSE),
+        (0.8, Finding.WORSE),
+    ],
+)
+def test_what_a_speed_became(factor, finding):
+    more = {"quantity": "decode_speed", "absolute": 0.05, "higher_is_better": True}
+    change = become(DRIFT * factor, DRIFT, **more)
+    assert change.finding is finding
+    assert change.relative
+    assert change.change == pytest.approx(factor - 1)
+    assert change.n == 8
+
+
+def test_a_speed_that_is_no_worse_and_not_certainly_better_is_no_better():
+    wobble = np.array([1.04, 0.98, 1.05, 0.99, 1.03, 0.98, 1.04, 1.02])
+    more = {"quantity": "decode_speed", "absolute": 0.05, "higher_is_better": True}
+    assert become(DRIFT * wobble, DRIFT, **more).finding is Finding.NO_WORSE
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "finding", "change", "relative"),
+    [
+        (1000.0, 1000.0, Finding.IDENTICAL, 0.0, True),
+        (990.0, 1000.0, Finding.BETTER, -0.01, True),
+        (1005.0, 1000.0, Finding.NO_WORSE, 0.005, True),
+        (1006.0, 1000.0, Finding.WORSE, 0.006, True),
+        (0.0, 0.0, Finding.IDENTICAL, 0.0, False),
+        (1.0, 0.0, Finding.WORSE, 1.0, False),
+    ],
+)
+def test_what_an_exact_figure_became(now, then, finding, change, relative):
+    made = become(now, then, quantity="file_size", relative=0.005)
+    assert made.finding is finding
+    assert made.change == pytest.approx(change)
+    assert (made.relative, made.error, made.n) == (relative, None, 1)
+
+
+@pytest.mark.parametrize(("now", "then"), [(None, 1.0), (1.0, None)])
+def test_what_is_not_finite_never_became_better(now, then):
+    made = become(now, then, quantity="file_size", relative=0.005)
+    assert (made.before, made.after, made.change) == (then, now, None)
+    if now is None:
+        assert made.finding is Finding.WORSE
+    else:
+        assert made.finding not in {Finding.BETTER, Finding.IDENTICAL}
+
+
+def test_a_look_with_less_alpha_is_more_careful():
+    then, now = noisy(8, 0.05, 0.03)
+    assert become(now * 1.08, then, relative=0.05).finding is Finding.WORSE
+    careful = become(now * 1.08, then, relative=0.05, alpha=0.0005)
+    assert careful.finding is Finding.UNDECIDED
+
+
+# What several changes come to
+
+
+@pytest.mark.parametrize(
+    ("findings", "whole"),
+    [
+        ([], None),
+        ([Finding.IDENTICAL], Finding.IDENTICAL),
+        ([Finding.IDENTICAL, Finding.NO_WORSE], Finding.NO_WORSE),
+        ([Finding.NO_WORSE, Finding.BETTER, Finding.IDENTICAL], Finding.BETTER),
+        ([Finding.BETTER, Finding.CHANGED], Finding.CHANGED),
+        ([Finding.BETTER, Finding.UNDECIDED, Finding.CHANGED], Finding.UNDECIDED),
+        ([*Finding], Finding.WORSE),
+    ],
+)
+def test_what_changes_come_to(findings, whole):
+    assert overall(findings) is whole
+    assert overall(reversed(findings)) is whole

@@ -42,8 +42,10 @@ def costs(tmp_path: Path) -> Costs:
     return Costs(tmp_path, "here")
 
 
-def of(costs: Costs, *loads: Load, downloads: dict[str, int] | None = None) -> Price:
-    return price(loads, downloads or {}, costs, windows=16, threads=2)
+def of(
+    costs: Costs, *loads: Load, downloads: dict[str, int] | None = None, rounds: int = 3
+) -> Price:
+    return price(loads, downloads or {}, costs, windows=16, rounds=rounds, threads=2)
 
 
 def test_sizes_add_up(costs: Costs) -> None:
@@ -59,21 +61,31 @@ def test_time_rests_on_past_runs_of_this_place(tmp_path: Path, costs: Costs) -> 
     guessed = of(costs, load())
     assert guessed.known == 0
     assert "a guess" in guessed.sentence()
-    stages = ("quantize", "validate", "speed", "memory", "fidelity")
+    stages = ("quantize", "validate", "speed", "memory", "fidelity", "decode")
     for stage in stages:
+        # So many windows in one stage, and each round of speed a stage of its own.
         units = 10**9 * (16 if stage == "fidelity" else 1)
         for seconds in (9.0, 10.0, 500.0):  # one was disturbed
             costs.add(stage, "Q4_0", units, seconds)
         Costs(tmp_path, "elsewhere").add(stage, "Q4_0", units, 1.0)
     known = of(Costs(tmp_path, "here"), load())
-    assert known.seconds == pytest.approx(50)
+    assert known.seconds == pytest.approx(80)
     assert known.known == 1
     assert "from past runs here" in known.sentence()
     # Twice the weights take twice the time, another method as long as what is known.
-    assert of(Costs(tmp_path, "here"), load(weights=2 * 10**9)).seconds == pytest.approx(100)
-    assert of(Costs(tmp_path, "here"), load("Q8_0")).seconds == pytest.approx(50)
-    # What is there need not be made, and fewer windows take less.
-    assert of(Costs(tmp_path, "here"), load(make=False)).seconds == pytest.approx(40)
+    assert of(Costs(tmp_path, "here"), load(weights=2 * 10**9)).seconds == pytest.approx(160)
+    assert of(Costs(tmp_path, "here"), load("Q8_0")).seconds == pytest.approx(80)
+    # What is there need not be made, and more rounds of speed take longer.
+    assert of(Costs(tmp_path, "here"), load(make=False)).seconds == pytest.approx(70)
+    assert of(Costs(tmp_path, "here"), load(), rounds=8).seconds == pytest.approx(130)
+
+
+def test_what_is_not_known_yet_is_guessed_by_rounds_and_windows_too(costs: Costs) -> None:
+    few, many = of(costs, load(), rounds=3), of(costs, load(), rounds=8)
+    assert few.seconds < many.seconds < 8 / 3 * few.seconds
+    longer = price([load()], {}, costs, windows=None, rounds=3, threads=2)
+    shorter = price([load()], {}, costs, windows=8, rounds=3, threads=2)
+    assert shorter.seconds < few.seconds < longer.seconds
 
 
 def test_a_torn_line_costs_nothing(tmp_path: Path, costs: Costs) -> None:
@@ -157,6 +169,7 @@ def test_the_study_on_14b_is_priced_from_the_catalog_alone(costs: Costs, tmp_pat
     class Options(Settings):
         artifacts = None
         windows = 16
+        rounds = 3
         threads = 2
 
     model = catalog()["qwen2.5-14b"]

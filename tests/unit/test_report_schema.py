@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_ondevice.gather import encode, worst
 from pytest_ondevice.model.bound import Bound, Source
+from pytest_ondevice.model.change import Change, Finding
 from pytest_ondevice.model.device import Device, Runtime
 from pytest_ondevice.model.measurement import Measurement, digest_of
 from pytest_ondevice.model.report import (
@@ -64,6 +65,7 @@ BOUND = Bound(
     center=0.5,
     relative=0.05,
     absolute=1e300,
+    noise=0.25,
     sample_ids=("narrative:0",),
     samples=(0.1,),
     higher_is_better=True,
@@ -83,6 +85,18 @@ FACTS = ArtifactFacts(
     source_quantized=True,
     quantized_by="llama-cpp-python 0.3.36",
 )
+CHANGE = Change(
+    quantity="mean_kld",
+    unit="nats",
+    before=0.1,
+    after=0.114,
+    change=0.014,
+    relative=False,
+    error=1e-300,
+    n=16,
+    finding=Finding.WORSE,
+    evidence="+14.0% ± 0.5% against its predecessor",
+)
 CHECK = CheckResult(
     check="fidelity.kld",
     cell="m-Q4_K_M",
@@ -95,6 +109,8 @@ CHECK = CheckResult(
     advisory=True,
     outcome="xfailed",
     waived="known (waived until 2027-01-31)",
+    finding=Finding.WORSE,
+    change=CHANGE,
     node="suites/fidelity/test_loss.py::test_kld[m-Q4_K_M]",
 )
 FULL = Report(
@@ -111,6 +127,8 @@ FULL = Report(
         python="3.11.7",
         libc="glibc 2.36",
     ),
+    tier="aarch64-cortex-a76-4t-0a1b2c",
+    board="kitchen",
     runtime=Runtime(name="llama.cpp", version="0.3.36", digest="d" * 16, system_info="NEON = 1"),
     settings={"models": "m", "windows": "all"},
     cells=(
@@ -122,6 +140,9 @@ FULL = Report(
             verdict=Verdict.INCONCLUSIVE,
             artifact=FACTS,
             measurements={"mean_kld": MEASURED},
+            predecessor=FACTS,
+            finding=Finding.UNDECIDED,
+            logits={"asimd+asimddp": ("0" * 16, "1" * 16), "unknown": ()},
         ),
         CellReport(
             id="m-F16",
@@ -173,6 +194,7 @@ def test_the_example_has_a_value_in_every_field():
         "TypeShare",
         "Measurement",
         "CheckResult",
+        "Change",
         "Bound",
     }
     for one in types_in(FULL):
@@ -195,6 +217,8 @@ def test_an_items_report_is_read_as_it_was_sent():
         measurements=(MEASURED,),
         artifact=FACTS,
         protocols=FULL.protocols,
+        logits=FULL.cells[0].logits,
+        predecessor=FACTS,
         system_info="AVX2 = 1",
     )
     assert decode(msgspec.json.encode(item), ItemReport) == item
@@ -229,6 +253,9 @@ def test_the_report_is_for_people_too():
         "verdict": None,
         "artifact": None,
         "measurements": {},
+        "predecessor": None,
+        "finding": None,
+        "logits": {},
     }
 
 
@@ -262,7 +289,8 @@ def test_no_nan_and_no_infinity_is_ever_written(odd):
     measured = msgspec.structs.replace(MEASURED, value=odd, error=odd, samples=(odd, 1.0))
     bound = Bound(source=Source.LAW, upper=math.inf, lower=-math.inf)
     cell = msgspec.structs.replace(FULL.cells[0], measurements={"mean_kld": measured})
-    check = msgspec.structs.replace(CHECK, value=odd, bound=bound)
+    change = msgspec.structs.replace(CHANGE, before=odd, change=odd, error=odd)
+    check = msgspec.structs.replace(CHECK, value=odd, bound=bound, change=change)
     made = msgspec.structs.replace(
         FULL, cells=(cell,), checks=(check,), protocols={"p": {"share": odd}}
     )
@@ -270,6 +298,9 @@ def test_no_nan_and_no_infinity_is_ever_written(odd):
     assert read["cells"][0]["measurements"]["mean_kld"]["value"] is None
     assert read["cells"][0]["measurements"]["mean_kld"]["samples"] == [None, 1.0]
     assert read["checks"][0]["value"] is None
+    told = read["checks"][0]["change"]
+    assert (told["before"], told["change"], told["error"]) == (None, None, None)
+    assert told["after"] == 0.114
     assert read["checks"][0]["bound"] == {"source": "law", "upper": None, "lower": None}
     assert read["protocols"] == {"p": {"share": None}}
 

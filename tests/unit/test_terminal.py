@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_ondevice.model.bound import Bound, Source
+from pytest_ondevice.model.change import Change, Finding
 from pytest_ondevice.model.device import Device, Runtime
 from pytest_ondevice.model.measurement import Measurement
 from pytest_ondevice.model.report import (
@@ -19,7 +21,7 @@ from pytest_ondevice.model.report import (
     TypeShare,
 )
 from pytest_ondevice.model.verdict import Verdict
-from pytest_ondevice.render.terminal import footnotes, summarise, table
+from pytest_ondevice.render.terminal import footnotes, succession, summarise, table
 
 MIB = 2**20
 
@@ -91,6 +93,8 @@ def report(*cells, checks=(), complete=True, notes=()):
         device=Device(
             system="Linux", machine="x86_64", cpu="A", cores=2, memory=1, python="3", libc="glibc"
         ),
+        tier="x86_64-a-2t-000000",
+        board="0" * 12,
         runtime=Runtime(name="llama.cpp", version="0", digest=""),
         settings={},
         cells=tuple(cells),
@@ -354,6 +358,120 @@ def test_a_run_without_a_verdict_is_a_sentence_too():
     assert ": ;" not in note
 
 
+# What became of the predecessor
+
+
+def changed(
+    cell_id, check_id, change, finding=Finding.NO_WORSE, *, relative=True, error=None, **fields
+):
+    """A comparison with the predecessor; ``change`` None is one that came to no figure."""
+    made = Change(
+        quantity="q",
+        unit="",
+        before=1.0,
+        after=2.0,
+        change=change,
+        relative=relative,
+        error=error,
+        finding=finding,
+    )
+    fields = {"verdict": Verdict.PASS} | fields
+    return CheckResult(check=check_id, cell=cell_id, finding=finding, change=made, **fields)
+
+
+def succeeded(name, finding):
+    return msgspec.structs.replace(cell(name), finding=finding)
+
+
+def test_what_became_of_the_predecessor_is_a_table_of_its_own():
+    checks = [
+        changed("m-F16", "against.size", 0.0, Finding.IDENTICAL),
+        changed("m-Q4_0", "against.size", -0.0123, Finding.BETTER),
+        changed("m-Q4_0", "against.kld", 0.14, Finding.WORSE, error=0.005),
+        changed("m-Q4_0", "against.ppl", 0.0042, relative=False, error=0.00123),
+        changed("m-Q8_0", "against.kld", None, Finding.UNDECIDED),
+        CheckResult(check="against.size", cell="m-Q2_K", verdict=Verdict.UNSUPPORTED),
+        check("m-Q5_0", Verdict.FAIL),
+    ]
+    cells = [
+        succeeded("m-F16", Finding.IDENTICAL),
+        succeeded("m-Q4_0", Finding.WORSE),
+        succeeded("m-Q8_0", None),
+        cell("m-Q2_K"),
+        cell("m-Q5_0"),
+    ]
+    lines = [line.rstrip() for line in succession(report(*cells, checks=checks))]
+    assert [columns(line) for line in lines] == [
+        ["against its predecessor", "size", "kld", "ppl"],
+        ["m-F16", "identical", "-", "-", "identical"],
+        ["m-Q4_0", "-1.2%", "+14.0% ±0.5%", "+0.0042 ±0.0012", "worse"],
+        ["m-Q8_0", "-", "-", "-", "undecided"],
+        ["m-Q2_K", "-", "-", "-", "no predecessor"],
+    ]
+    # Figures are right-aligned under their titles.
+    end = lines[0].index("kld") + len("kld")
+    assert lines[2][:end].endswith("±0.5%")
+    assert lines[1][:end].endswith("-")
+
+
+def test_without_a_predecessor_there_is_no_table_of_it():
+    assert succession(report(cell(), checks=[check()])) == []
+    assert succession(report()) == []
+
+
+# Whose logits changed
+
+
+def identity(cell_id, finding, verdict=Verdict.PASS):
+    return CheckResult(check="fidelity.identity", cell=cell_id, verdict=verdict, finding=finding)
+
+
+def loss(cell_id, verdict):
+    bound = Bound(source=Source.BASELINE, upper=1.0)
+    return CheckResult(check="fidelity.kld", cell=cell_id, verdict=verdict, bound=bound)
+
+
+def identity_notes(*checks):
+    notes = footnotes(report(cell(), checks=checks))
+    return [note for note in notes if "identical" in note]
+
+
+def test_logits_that_are_all_the_same_are_counted():
+    checks = [identity("a", Finding.IDENTICAL), identity("b", Finding.IDENTICAL)]
+    assert identity_notes(*checks) == ["logits identical to those on record: 2 of 2 cells"]
+    # Where none are on record there is nothing to say.
+    none = CheckResult(check="fidelity.identity", cell="a", verdict=Verdict.NO_BASELINE)
+    assert identity_notes(none) == []
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "word"),
+    [
+        ([Verdict.PASS], "no worse"),
+        ([Verdict.FAIL], "worse"),
+        ([Verdict.PASS, Verdict.FAIL], "worse"),
+        ([Verdict.INCONCLUSIVE], "undecided"),
+        ([Verdict.INCONCLUSIVE, Verdict.FAIL], "worse"),
+    ],
+)
+def test_logits_that_changed_are_named_with_what_that_comes_to(verdicts, word):
+    checks = [identity("a", Finding.IDENTICAL), identity("b", Finding.CHANGED)]
+    # Of another cell: says nothing of this one.
+    checks += [loss("a", Verdict.FAIL), *(loss("b", verdict) for verdict in verdicts)]
+    assert identity_notes(*checks) == [
+        f"logits identical to those on record: 1 of 2 cells; changed: b ({word})"
+    ]
+
+
+def test_a_change_that_was_asked_to_fail_is_not_worse_for_it():
+    # With --ondevice-identical the check of identity fails, and the loss may stand all the same.
+    bound = Bound(source=Source.BASELINE, upper=0.0)
+    strict = msgspec.structs.replace(identity("b", Finding.CHANGED, Verdict.FAIL), bound=bound)
+    assert identity_notes(strict, loss("b", Verdict.PASS)) == [
+        "logits identical to those on record: 0 of 1 cells; changed: b (no worse)"
+    ]
+
+
 # On a terminal
 
 
@@ -380,11 +498,13 @@ class Reporter:
 def test_the_summary_is_table_footnotes_notes_and_lines_in_this_order():
     reporter = Reporter()
     cells = [cell(f"m-{i}", verdict, **FULL) for i, verdict in enumerate([*Verdict, None])]
-    made = report(*cells, notes=["a note"], complete=False)
+    checks = [changed("m-0", "against.size", 0.01)]
+    made = report(*cells, checks=checks, notes=["a note"], complete=False)
     summarise(reporter, made, ["report: report.json"])
     assert reporter.lines == [
         "== on-device gate",
         *table(made),
+        *succession(made),
         *footnotes(made),
         "a note",
         "report: report.json",

@@ -11,6 +11,7 @@ class Source(StrEnum):
     """Where a bound comes from."""
 
     REFERENCE = "reference"
+    PREDECESSOR = "predecessor"
     BASELINE = "baseline"
     LAW = "law"
     BUDGET = "budget"
@@ -20,8 +21,8 @@ class Source(StrEnum):
 class Bound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An interval a measurement must lie in. One-sided bounds leave the other end None.
 
-    A bound from a baseline with per-window samples is paired: the measurement is compared with
-    it window by window, allowing ``relative`` of the baseline's value plus ``absolute``.
+    A bound with samples is paired: the measurement is compared with it sample by sample, allowing
+    the largest of ``relative`` of the center, ``absolute`` and ``noise``.
 
     Attributes:
         source: Where it comes from.
@@ -31,6 +32,8 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         center: The value the tolerance is added to, where there is one.
         relative: Tolerance as a share of ``center``.
         absolute: Tolerance in the quantity's unit.
+        noise: Tolerance that calibration of this machine asks for, in the quantity's unit. The
+            largest of the three counts.
         sample_ids: What the baseline's samples are, e.g. ``narrative:2``.
         samples: The baseline's samples; those in common with the measurement's are paired.
         higher_is_better: The tolerated direction is down, not up.
@@ -43,6 +46,7 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     center: float | None = None
     relative: float = 0.0
     absolute: float = 0.0
+    noise: float = 0.0
     sample_ids: tuple[str, ...] = ()
     samples: tuple[float, ...] = ()
     higher_is_better: bool = False

@@ -116,14 +116,21 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """A model under a method on a device: one column of parametrized items.
 
-    ``reference`` marks the cell that loss is measured against.
+    ``reference`` marks the cell that loss is measured against; ``before`` the same cell of the
+    release or build that this one is compared with.
     """
 
     model: Model
     method: str
     reference: bool = False
+    before: bool = False
 
     @property
     def id(self) -> str:
         """The cell's id in test ids, reports and baselines."""
-        return f"{self.model.name}-{self.method}"
+        return f"{self.model.name}-{self.method}{' (before)' if self.before else ''}"
+
+    @property
+    def predecessor(self) -> Cell:
+        """The cell that this one is compared with."""
+        return msgspec.structs.replace(self, before=True)

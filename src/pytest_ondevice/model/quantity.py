@@ -18,11 +18,14 @@ class Stage(StrEnum):
     QUANTIZE = "quantize"
     VALIDATE = "validate"
     FIDELITY = "fidelity"
+    DECODE = "decode"
     SPEED = "speed"
     MEMORY = "memory"
 
 
-DETERMINISTIC = frozenset({Stage.HEADER, Stage.QUANTIZE, Stage.VALIDATE, Stage.FIDELITY})
+DETERMINISTIC = frozenset(
+    {Stage.HEADER, Stage.QUANTIZE, Stage.VALIDATE, Stage.FIDELITY, Stage.DECODE}
+)
 """Stages whose results later sessions may reuse. Speed and memory belong to one run."""
 
 
@@ -171,11 +174,75 @@ QUANTITIES = _table(
         "share of positions where artifact and reference rank the same token first",
         "fidelity",
     ),
+    Quantity(
+        "mean_dp",
+        "1",
+        Stage.FIDELITY,
+        "mean change of the probability of the text's own next token; below 0 it got worse",
+    ),
+    Quantity(
+        "rms_dp",
+        "1",
+        Stage.FIDELITY,
+        "root mean square change of the probability of the text's own next token",
+    ),
+    Quantity(
+        "mean_square_dp",
+        "1",
+        Stage.FIDELITY,
+        "mean square change of the probability of the text's own next token, whose root is RMS dp",
+        "fidelity",
+    ),
+    *(
+        Quantity(name, "nats", Stage.FIDELITY, f"{words} of the KLD over all scored positions")
+        for name, words in (
+            ("kld_median", "median"),
+            ("kld_p90", "90th percentile"),
+            ("kld_p99", "99th percentile"),
+            ("kld_p999", "99.9th percentile"),
+            ("kld_max", "maximum"),
+        )
+    ),
+    *(
+        Quantity(name, "1", Stage.FIDELITY, f"{words} of the change of token probability")
+        for name, words in (
+            ("dp_p1", "1st percentile"),
+            ("dp_p10", "10th percentile"),
+            ("dp_p90", "90th percentile"),
+            ("dp_p99", "99th percentile"),
+        )
+    ),
     Quantity("nonfinite", "1", Stage.FIDELITY, "number of NaN or infinite logits"),
+    Quantity(
+        "changed_windows",
+        "1",
+        Stage.FIDELITY,
+        "number of windows whose logits differ in any bit from those on record",
+    ),
+    Quantity(
+        "decode_kld",
+        "nats",
+        Stage.DECODE,
+        "mean KLD of a window's distributions fed token by token from the same window prefilled",
+    ),
     Quantity("load_time", "s", Stage.SPEED, "loading the artifact as shipped, file in page cache"),
     Quantity("ttft", "s", Stage.SPEED, "time to first token: tokenize and prefill 128, choose one"),
-    Quantity("prefill_speed", "tokens/s", Stage.SPEED, "prefill of 256 tokens, best repetition"),
+    Quantity("prefill_speed", "tokens/s", Stage.SPEED, "prefill of 128 tokens, best repetition"),
     Quantity("decode_speed", "tokens/s", Stage.SPEED, "decoding one token at a time, best token"),
+    Quantity(
+        "prefill_ratio",
+        "1",
+        Stage.SPEED,
+        "ln(prefill speed / that of the reference in the same round)",
+        "speed",
+    ),
+    Quantity(
+        "decode_ratio",
+        "1",
+        Stage.SPEED,
+        "ln(decode speed / that of the reference in the same round)",
+        "speed",
+    ),
     Quantity(
         "peak_memory",
         "B",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from .bound import Bound
+from .change import Change, Finding
 from .device import Device, Runtime
 from .measurement import Measurement, ProtocolFields
 from .verdict import Verdict
@@ -69,6 +70,9 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         advisory: The verdict decides nothing.
         outcome: What the item ended with for it: passed, failed, skipped, or xfailed (waived).
         waived: Why the failure is accepted, and until when; empty if it is not.
+        finding: Against what it was before: identical, changed, better, no worse, worse, undecided;
+            None where nothing earlier is at hand.
+        change: What it was before, and what it became; None where nothing earlier is at hand.
         node: The test item's id, for people; results are keyed by check, cell and quantity.
     """
 
@@ -83,6 +87,8 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     advisory: bool = False
     outcome: str = "passed"
     waived: str = ""
+    finding: Finding | None = None
+    change: Change | None = None
     node: str = ""
 
 
@@ -94,11 +100,18 @@ class ItemReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     measurements: tuple[Measurement, ...] = ()
     artifact: ArtifactFacts | None = None
     protocols: dict[str, ProtocolFields] = {}
+    logits: dict[str, tuple[str, ...]] = {}
+    predecessor: ArtifactFacts | None = None
     system_info: str = ""
 
 
 class CellReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell's artifact, measurements and overall verdict: the worst of its checks'."""
+    """A cell's artifact, measurements and overall verdict: the worst of its checks'.
+
+    ``predecessor`` is the artifact that it was compared with, None without ``--ondevice-against``;
+    ``finding`` is what that comparison as a whole comes to. ``logits`` are digests of the logits of
+    the first windows, by the ISA class that computed them.
+    """
 
     id: str
     model: str
@@ -107,6 +120,9 @@ class CellReport(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None
     artifact: ArtifactFacts | None
     measurements: dict[str, Measurement]
+    predecessor: ArtifactFacts | None = None
+    finding: Finding | None = None
+    logits: dict[str, tuple[str, ...]] = {}
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +134,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         created: When, ISO 8601 in UTC.
         complete: False if the run was interrupted, or stopped at a failure, before its end.
         device: The machine that measured.
+        tier: The class of machines that it belongs to: speed is compared within one.
+        board: This one machine of the tier, by a salted digest or a given name.
         runtime: The inference runtime.
         settings: The options that decide what was measured.
         cells: One entry per cell, in matrix order.
@@ -131,6 +149,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     complete: bool
     device: Device
+    tier: str
+    board: str
     runtime: Runtime
     settings: dict[str, str]
     cells: tuple[CellReport, ...]

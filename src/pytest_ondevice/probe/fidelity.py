@@ -1,41 +1,47 @@
 """Loss against the reference, on identical token ids, in one pass per window.
 
 Conventions are llama-perplexity's: windows of n_ctx tokens, BOS in the first place of each where
-the model wants it, only the second half of each window scored. The reference's distributions are
-kept as the exact top K plus a weighted sample of the rest (about 6 KB a position).
-
-The divergence is summed as p (d + exp(-d) - 1) with d = ln(p/q): over the whole vocabulary that is
-KLD(P||Q), since both distributions sum to one, and each term is non-negative, so that sampling
-the tail in proportion to p estimates it without bias and with little noise.
+the model wants it, only the second half of each window scored.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import os
 import random
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .protocol import N_CTX
+from .reference import Compared, Head, Reader, TextError, Writer, exact, moving
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from .protocol import FidelityPlan
+    from .protocol import Execution, FidelityPlan, Text
 
-    Floats = NDArray[np.float64]
     Floats32 = NDArray[np.float32]
-
 
 BLOCK_ROWS = 8
 """Positions that are worked on together: few enough to stay in the processor's cache."""
 
+COLUMNS = ("nll", "kld", "ln_ratio", "same_top", "dp", "square_dp")
+"""What a window is told by: each the mean over its scored positions."""
 
-class TextError(Exception):
-    """The evaluation text does not fit the model or the reference."""
+
+class _Windows(Protocol):
+    """Where a window's log-probabilities go; what comes back is how they compare."""
+
+    def take(
+        self, name: str, window: NDArray[np.int32], log_q: Floats32, digest: str
+    ) -> Compared | None: ...
+
+    def save(self) -> None: ...
 
 
 def order(counts: Mapping[str, int], most: int | None, seed: int) -> list[tuple[str, int]]:
@@ -62,7 +68,9 @@ def order(counts: Mapping[str, int], most: int | None, seed: int) -> list[tuple[
     return chosen[:most]
 
 
-def cut(model: Any, plan: FidelityPlan) -> tuple[list[str], NDArray[np.int32]]:
+def cut(
+    model: Any, texts: Sequence[Text], *, seed: int, n_ctx: int = N_CTX
+) -> tuple[list[str], NDArray[np.int32]]:
     """Tokenize the text and cut it into windows, in the seeded order.
 
     Returns:
@@ -71,10 +79,8 @@ def cut(model: Any, plan: FidelityPlan) -> tuple[list[str], NDArray[np.int32]]:
     Raises:
         TextError: The text holds no whole window.
     """
-    n_ctx = plan.execution.n_ctx
-    tokens = {text.kind: model.tokenize(Path(text.path).read_text("utf-8")) for text in plan.texts}
-    counts = {kind: len(ids) // n_ctx for kind, ids in tokens.items()}
-    chosen = order(counts, plan.windows, plan.seed)
+    tokens = {text.kind: model.tokenize(Path(text.path).read_text("utf-8")) for text in texts}
+    chosen = order({kind: len(ids) // n_ctx for kind, ids in tokens.items()}, None, seed)
     if not chosen:
         raise TextError(
             f"the evaluation text has {sum(map(len, tokens.values()))} tokens; one window needs"
@@ -103,189 +109,201 @@ def log_softmax(logits: Floats32) -> Floats32:
 def measure(
     engine: Any, path: str, plan: FidelityPlan, tick: Callable[[float, float], None]
 ) -> dict[str, object]:
-    """Measure one artifact over the windows; per-window means are what baselines hold.
+    """Measure one artifact over some windows; per-window means are what baselines hold.
 
     Returns:
-        ``ids``, ``tokens`` (digest), ``scored`` (positions per window), ``nonfinite`` (count) and
-        per-window lists ``nll``, ``kld``, ``ln_ratio``, ``same_top``.
+        ``ids`` of the windows, ``available`` (windows that the text holds), ``scored`` (positions
+        per window), ``nonfinite`` (count), ``reference`` (whether this is the reference itself),
+        ``isa`` and ``logits`` (digests of the first windows' logits), a list per name of
+        ``COLUMNS``, and ``token_kld`` and ``token_dp``: base64 of float32, every scored position.
 
     Raises:
         TextError: No whole window, or other tokens than the reference's.
     """
-    with (
-        engine.load(path, plan.execution, alive=lambda _: tick(0, 1)) as model,
-        engine.context(model, plan.execution) as ctx,
-    ):
-        ids, windows = cut(model, plan)
-        digest = hashlib.sha256(windows.tobytes()).hexdigest()[:16]
-        store: _Writer | _Reader
+    with ExitStack() as stack:
+        model = stack.enter_context(engine.load(path, plan.execution, alive=lambda _: tick(0, 1)))
+        ctx = stack.enter_context(engine.context(model, plan.execution))
+        names, windows = cut(model, plan.texts, seed=plan.seed, n_ctx=plan.execution.n_ctx)
+        available = len(names)
+        names, windows = names[plan.first : plan.last], windows[plan.first : plan.last]
+        tokens = [hashlib.sha256(window.tobytes()).hexdigest()[:16] for window in windows]
+        sink: _Windows
         if plan.write:
-            store = _Writer(plan, windows.shape, model.n_vocab)
+            sink = _Keeping(plan, names, tokens, model.n_vocab)
+        elif plan.beside:
+            sink = _Beside(stack, engine, plan, windows, model.n_vocab)
         else:
-            store = _Reader(plan.reference, digest, model.n_vocab)
-        first = plan.execution.n_ctx // 2
-        rows: dict[str, list[float]] = {"nll": [], "kld": [], "ln_ratio": [], "same_top": []}
+            reader = stack.enter_context(Reader(Path(plan.reference)))
+            reader.rows(names, tokens, model.n_vocab)
+            sink = _Comparing(reader)
+        rows: dict[str, list[float | None]] = {name: [] for name in COLUMNS}
+        positions: tuple[list[NDArray[np.float64]], ...] = ([], [])
+        digests: list[str] = []
         nonfinite = 0
-        for index, window in enumerate(windows):
-            ctx.clear()
-            for start in range(0, len(window), plan.execution.n_ubatch):
-                piece = window[start : start + plan.execution.n_ubatch]
-                ctx.feed(piece.tolist(), start, logits_from=max(0, first - start))
-            # The last position predicts a token outside the window, as in llama-perplexity.
-            logits = ctx.logits(len(window) - first)[:-1]
-            targets = window[first + 1 :]
+        for index, (name, window) in enumerate(zip(names, windows, strict=True)):
+            logits = scored_logits(ctx, window, plan.execution)
+            digest = ""
+            if plan.first + index < plan.digests:
+                digest = hashlib.blake2b(logits.tobytes(), digest_size=8).hexdigest()
+                digests.append(digest)
             bad = 0 if np.isfinite(logits.sum()) else int((~np.isfinite(logits)).sum())
-            if bad:
-                nonfinite += bad
-                for values in rows.values():
-                    values.append(float("nan"))
-            else:
-                log_p = log_softmax(logits)
-                for name, value in store.compare(index, log_p, targets).items():
-                    rows[name].append(value)
+            nonfinite += bad
+            found = None if bad else sink.take(name, window, log_softmax(logits), digest)
+            means = _means(found) if found is not None else {}
+            for column in COLUMNS:
+                rows[column].append(means.get(column))
+            if found is not None:
+                positions[0].append(found.kld)
+                positions[1].append(found.dp)
             tick(index + 1, len(windows))
-        if plan.write and not nonfinite:
-            store.save(digest)
-    finite = {
-        name: [value if value == value else None for value in values]  # noqa: PLR0124  (NaN)
-        for name, values in rows.items()
-    }
+        if not nonfinite and names:
+            sink.save()
     return {
-        "ids": ids,
-        "tokens": digest,
-        "scored": plan.execution.n_ctx - first - 1,
+        "ids": names,
+        "available": available,
+        "scored": plan.execution.n_ctx - plan.execution.n_ctx // 2 - 1,
         "nonfinite": nonfinite,
         "reference": plan.write,
-        **finite,
+        "isa": engine.isa(),
+        "logits": digests,
+        **rows,
+        "token_kld": _packed(positions[0]),
+        "token_dp": _packed(positions[1]),
     }
 
 
-class _Writer:
-    """The reference's own pass: keeps its distributions, compares with nothing."""
+def scored_logits(ctx: Any, window: NDArray[np.int32], execution: Execution) -> Floats32:
+    """Prefill a window and view the logits of its scored positions, (scored, n_vocab).
 
-    def __init__(self, plan: FidelityPlan, shape: tuple[int, ...], n_vocab: int) -> None:
-        windows, n_ctx = shape
-        scored = n_ctx - n_ctx // 2 - 1
-        self.path = Path(plan.reference)
-        self.top = min(plan.top, n_vocab)
-        self.tail = plan.tail if n_vocab > self.top else 0
-        self.n_vocab = n_vocab
-        self.rng = np.random.default_rng(plan.seed)
-        self.kept_ids = np.zeros((windows, scored, self.top + self.tail), dtype=np.uint32)
-        self.kept_log_p = np.zeros(self.kept_ids.shape, dtype=np.float32)
-        self.tail_mass = np.zeros((windows, scored), dtype=np.float64)
-        self.target_log_p = np.zeros((windows, scored), dtype=np.float64)
-        self.best = np.zeros((windows, scored), dtype=np.uint32)
-
-    def compare(self, index: int, log_p: Floats32, targets: NDArray[np.int32]) -> dict[str, float]:
-        """Keep one window's distributions; the reference differs from itself by nothing."""
-        at = np.arange(len(targets))
-        self.target_log_p[index] = log_p[at, targets]
-        self.best[index] = log_p.argmax(axis=1)
-        for row, values in enumerate(log_p):
-            top = np.argpartition(values, -self.top)[-self.top :]
-            kept = [top]
-            if self.tail:
-                p = np.exp(values, dtype=np.float64)
-                p[top] = 0.0
-                kept.append(self._sample(p))
-                self.tail_mass[index, row] = p.sum()
-            ids = np.concatenate(kept)
-            self.kept_ids[index, row] = ids
-            self.kept_log_p[index, row] = values[ids]
-        nll = float(-self.target_log_p[index].mean())
-        return {"nll": nll, "kld": 0.0, "ln_ratio": 0.0, "same_top": 1.0}
-
-    def _sample(self, p: Floats) -> NDArray[np.int64]:
-        # Systematic sampling: equidistant places on the cumulative mass. Vocabularies are roughly
-        # in order of frequency, so neighbours are alike and the sample is stratified.
-        mass = p.cumsum()
-        places = (np.arange(self.tail) + self.rng.random()) * (mass[-1] / self.tail)
-        found: NDArray[np.int64] = np.minimum(np.searchsorted(mass, places), len(p) - 1)
-        return found
-
-    def save(self, digest: str) -> None:
-        """Write the reference file; it appears whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                np.savez(
-                    file,
-                    tokens=np.array(digest),
-                    n_vocab=np.array(self.n_vocab),
-                    top=np.array(self.top),
-                    kept_ids=self.kept_ids,
-                    kept_log_p=self.kept_log_p,
-                    tail_mass=self.tail_mass,
-                    target_log_p=self.target_log_p,
-                    best=self.best,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+    The last position predicts a token outside the window, so it is left out, as in
+    llama-perplexity.
+    """
+    first, step = len(window) // 2, execution.n_ubatch
+    ctx.clear()
+    parts = []
+    for start in range(0, len(window), step):
+        piece = window[start : start + step]
+        ctx.feed(piece.tolist(), start, logits_from=max(0, first - start))
+        rows = start + len(piece) - max(first, start)
+        if rows > 0:
+            # Of several micro-batches each overwrites the logits of the one before.
+            view = ctx.logits(rows)
+            parts.append(view if len(window) <= step else view.copy())
+    logits: Floats32 = (parts[0] if len(parts) == 1 else np.concatenate(parts))[:-1]
+    return logits
 
 
-class _Reader:
-    """A candidate's pass: compares each window with the reference's."""
+def _means(found: Compared) -> dict[str, float]:
+    return {
+        "nll": float(found.nll.mean()),
+        "kld": float(found.kld.mean()),
+        "ln_ratio": float(found.ln_ratio.mean()),
+        "same_top": float(found.same_top.mean()),
+        "dp": float(found.dp.mean()),
+        "square_dp": float(np.square(found.dp).mean()),
+    }
 
-    def __init__(self, path: str, digest: str, n_vocab: int) -> None:
-        with np.load(path, allow_pickle=False) as file:
-            tokens = str(file["tokens"])
-            if int(file["n_vocab"]) != n_vocab:
-                raise TextError(
-                    f"its vocabulary has {n_vocab} tokens, the reference's"
-                    f" {int(file['n_vocab'])}; it is not a quantization of this model"
-                )
-            if tokens != digest:
-                raise TextError(
-                    "its tokenizer turns the evaluation text into other tokens than the"
-                    " reference's; losses on different tokens cannot be compared"
-                )
-            self.top = int(file["top"])
-            self.kept_ids = file["kept_ids"]
-            self.kept_log_p = file["kept_log_p"]
-            self.tail_mass = file["tail_mass"]
-            self.target_log_p = file["target_log_p"]
-            self.best = file["best"]
 
-    def compare(self, index: int, log_p: Floats32, targets: NDArray[np.int32]) -> dict[str, float]:
-        """Compare one window's log-probabilities (scored, n_vocab) with the reference's."""
-        at = np.arange(len(targets))
-        target = log_p[at, targets].astype(np.float64)
-        log_q = np.take_along_axis(log_p, self.kept_ids[index].astype(np.int64), axis=1)
-        kld = divergence(
-            self.kept_log_p[index].astype(np.float64),
-            log_q.astype(np.float64),
-            self.top,
-            self.tail_mass[index],
+def _packed(positions: list[NDArray[np.float64]]) -> str:
+    whole = np.concatenate(positions) if positions else np.empty(0)
+    return base64.b64encode(whole.astype("<f4").tobytes()).decode("ascii")
+
+
+def _targets(window: NDArray[np.int32]) -> NDArray[np.int32]:
+    return window[len(window) // 2 + 1 :]
+
+
+class _Keeping:
+    """The reference's own pass: keeps its distributions; it differs from itself by nothing."""
+
+    def __init__(
+        self, plan: FidelityPlan, names: Sequence[str], tokens: Sequence[str], n_vocab: int
+    ) -> None:
+        n_ctx = plan.execution.n_ctx
+        about = plan.about.get
+        head = Head(
+            model=about("model", ""),
+            source=about("source", ""),
+            tokenizer=about("tokenizer", ""),
+            text=about("text", ""),
+            n_vocab=n_vocab,
+            n_ctx=n_ctx,
+            top=plan.top,
+            tail=plan.tail,
+            seed=plan.seed,
+            execution=moving(plan.execution),
+            runtime=about("runtime", ""),
+            runtime_digest=about("runtime_digest", ""),
+            cpu=about("cpu", ""),
+            created=about("created", ""),
         )
-        same = log_p.argmax(axis=1) == self.best[index]
-        return {
-            "nll": float(-target.mean()),
-            "kld": float(kld.mean()),
-            "ln_ratio": float((self.target_log_p[index] - target).mean()),
-            "same_top": float(same.mean()),
-        }
+        self._path = Path(plan.reference) if plan.reference else None
+        self._places = {name: place for place, name in enumerate(names)}
+        self._writer = Writer(head, names, tokens, n_ctx - n_ctx // 2 - 1)
 
-    def save(self, digest: str) -> None:
+    def take(
+        self, name: str, window: NDArray[np.int32], log_q: Floats32, digest: str
+    ) -> Compared | None:
+        targets = _targets(window)
+        if self._path is not None:
+            self._writer.keep(self._places[name], log_q, targets, digest)
+        nothing = np.zeros(len(targets))
+        nll = -log_q[np.arange(len(targets)), targets].astype(np.float64)
+        return Compared(nothing, nothing, nothing, nll, np.ones(len(targets), dtype=np.bool_))
+
+    def save(self) -> None:
+        if self._path is not None:
+            self._writer.save(self._path)
+
+
+class _Comparing:
+    """A candidate's pass: compares each window with the reference file's."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def take(
+        self, name: str, window: NDArray[np.int32], log_q: Floats32, digest: str
+    ) -> Compared | None:
+        del digest
+        return self._reader.compare(name, log_q, _targets(window))
+
+    def save(self) -> None:
         """Nothing to keep: only the reference's pass writes."""
 
 
-def divergence(log_p: Floats, log_q: Floats, top: int, tail_mass: Floats) -> Floats:
-    """Estimate KLD(P||Q) per position, in nats.
+class _Beside:
+    """A candidate's pass beside the reference: exact over the whole vocabulary, without a file."""
 
-    Args:
-        log_p: ln p of the kept tokens, shape (positions, top + samples).
-        log_q: ln q of the same tokens.
-        top: How many of them are exact; the rest were drawn from the others in proportion to p.
-        tail_mass: The probability that P gives to all tokens outside the top, per position.
-    """
-    d = log_p - log_q
-    terms = d + np.expm1(-d)
-    kld: Floats = (np.exp(log_p[:, :top]) * terms[:, :top]).sum(axis=1)
-    if terms.shape[1] > top:
-        kld += tail_mass * terms[:, top:].mean(axis=1)
-    return kld
+    def __init__(
+        self,
+        stack: ExitStack,
+        engine: Any,
+        plan: FidelityPlan,
+        windows: NDArray[np.int32],
+        n_vocab: int,
+    ) -> None:
+        model = stack.enter_context(engine.load(plan.beside, plan.execution))
+        if n_vocab != model.n_vocab:
+            raise TextError(
+                f"its vocabulary has {n_vocab} tokens, the reference's {model.n_vocab}; it is not"
+                " a quantization of this model"
+            )
+        theirs = cut(model, plan.texts, seed=plan.seed, n_ctx=plan.execution.n_ctx)[1]
+        if not np.array_equal(theirs[plan.first : plan.last], windows):
+            raise TextError(
+                "its tokenizer turns the evaluation text into other tokens than the reference's;"
+                " losses on different tokens cannot be compared"
+            )
+        self._plan = plan
+        self._ctx = stack.enter_context(engine.context(model, plan.execution))
+
+    def take(
+        self, name: str, window: NDArray[np.int32], log_q: Floats32, digest: str
+    ) -> Compared | None:
+        del name, digest
+        log_p = log_softmax(scored_logits(self._ctx, window, self._plan.execution))
+        return exact(log_p, log_q, _targets(window))
+
+    def save(self) -> None:
+        """Nothing to keep: no file is involved."""

@@ -42,13 +42,18 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class FidelityPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The fidelity stage. The reference's own run writes ``reference``; others read it.
+    """The fidelity stage, over the windows from ``first`` on and before ``last``.
 
     Attributes:
         texts: The evaluation text by kind.
-        reference: The file of the reference's log-probabilities.
-        write: This run makes the reference file.
-        windows: Number of windows, None for all.
+        reference: The file of the reference's distributions; empty for none.
+        write: This run makes the reference file; others read it.
+        beside: The reference's own model file, loaded beside this one; empty for none.
+        about: What the reference file says of its making: model, source, tokenizer, text,
+            runtime, runtime_digest, cpu, created.
+        first: The first window, in the seeded order.
+        last: The window to stop before, None for all.
+        digests: The logits of so many of the first windows are digested.
         seed: Seed of the windows' order and of the tail samples.
         top: Number of likeliest tokens kept exactly per position.
         tail: Number of samples of the rest per position.
@@ -56,22 +61,34 @@ class FidelityPlan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     texts: tuple[Text, ...]
-    reference: str
-    write: bool
-    windows: int | None
+    reference: str = ""
+    write: bool = False
+    beside: str = ""
+    about: dict[str, str] = {}
+    first: int = 0
+    last: int | None = None
+    digests: int = 4
     seed: int = 20505
     top: int = 512
     tail: int = 256
     execution: Execution = Execution()
 
 
+class DecodePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The decode stage: one window's first tokens fed one by one, and once more at a time."""
+
+    texts: tuple[Text, ...]
+    tokens: int = 128
+    seed: int = 20505
+    execution: Execution = Execution()
+
+
 class SpeedPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The speed stage: token counts and repetitions of a fixed synthetic trace."""
 
-    prefill: int = 256
-    first_token: int = 128
-    decode: int = 32
-    repetitions: int = 3
+    prefill: int = 128
+    decode: int = 24
+    repetitions: int = 2
     most_warm_ups: int = 4
     execution: Execution = Execution()
 
@@ -91,6 +108,7 @@ class MeasureJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     memory: MemoryPlan | None = None
     speed: SpeedPlan | None = None
     fidelity: FidelityPlan | None = None
+    decode: DecodePlan | None = None
 
 
 class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):

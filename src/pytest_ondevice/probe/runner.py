@@ -68,6 +68,7 @@ def run(
     timeout: float,
     on_event: Callable[[Event], None] = lambda _: None,
     keep_open: Sequence[int] = (),
+    python: str | None = None,
 ) -> Result:
     """Run one job in a fresh process on this machine.
 
@@ -76,6 +77,8 @@ def run(
         timeout: Seconds without an event or a log line after which the worker is killed.
         on_event: Called for every event as it arrives.
         keep_open: Descriptors the worker inherits: the device lock ends with its last holder.
+        python: The interpreter of another environment, whose runtime is to be used; it runs this
+            very worker, not one that may be installed there.
 
     Returns:
         The result. A worker that died is a result too; nothing here raises for it.
@@ -90,11 +93,11 @@ def run(
         request_path.write_bytes(msgspec.json.encode(request))
         with log_path.open("wb") as log, request_path.open("rb") as stdin:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_ondevice.probe.worker"],
+                [python or sys.executable, "-m", "pytest_ondevice.probe.worker"],
                 stdin=stdin,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=_environment() if python is None else _elsewhere(Path(folder)),
                 cwd=folder,
                 pass_fds=tuple(keep_open),
                 start_new_session=True,
@@ -258,6 +261,18 @@ def _environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+def _elsewhere(folder: Path) -> dict[str, str]:
+    """Return the environment of a worker in another Python environment: our code, its libraries."""
+    package = Path(__file__).parents[1]
+    modules = folder / "modules"
+    modules.mkdir()
+    (modules / package.name).symlink_to(package)
+    environment = _environment()
+    for name in ("VIRTUAL_ENV", "LD_LIBRARY_PATH"):
+        environment.pop(name, None)
+    return environment | {"PYTHONPATH": str(modules)}
 
 
 def _oom_kills() -> int:

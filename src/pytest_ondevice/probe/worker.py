@@ -94,7 +94,7 @@ def _settle(parent: int) -> None:
 
 
 def _measure(engine: Any, job: MeasureJob, events: Events) -> None:
-    from . import fidelity, memory, speed  # noqa: PLC0415  (numpy, after settling)
+    from . import decode, fidelity, memory, speed  # noqa: PLC0415  (numpy, after settling)
 
     if (memory_plan := job.memory) is not None:
         events.run("memory", lambda: memory.measure(engine, job.artifact, memory_plan, events.tick))
@@ -109,6 +109,8 @@ def _measure(engine: Any, job: MeasureJob, events: Events) -> None:
             "fidelity",
             lambda: fidelity.measure(engine, job.artifact, fidelity_plan, events.tick),
         )
+    if (decode_plan := job.decode) is not None:
+        events.run("decode", lambda: decode.measure(engine, job.artifact, decode_plan, events.tick))
 
 
 def _validate(engine: Any, path: str, tick: Callable[[float, float], None]) -> dict[str, object]:

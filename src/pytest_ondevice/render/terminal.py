@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ..model.bound import Source
+from ..model.change import Finding
 from ..model.verdict import Verdict
+from .text import columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
     from ..model.measurement import Measurement
-    from ..model.report import CellReport, Report
+    from ..model.report import CellReport, CheckResult, Report
 
 ABSENT = "-"
 DISTURBED = "~"
@@ -32,6 +35,8 @@ def summarise(reporter: pytest.TerminalReporter, report: Report, lines: Sequence
         head, verdict = row[: row.rindex("  ") + 2], row[row.rindex("  ") + 2 :]
         reporter.write(head)
         reporter.write_line(verdict, **{color: True})
+    for line in succession(report):
+        reporter.write_line(line)
     for note in [*footnotes(report), *report.notes, *lines]:
         reporter.write_line(note)
 
@@ -64,6 +69,63 @@ def table(report: Report) -> list[str]:
     return lines
 
 
+def succession(report: Report) -> list[str]:
+    """Draw what became of each cell's predecessor; nothing where none was compared with."""
+    changes = [one for one in report.checks if one.change is not None]
+    checks = list(dict.fromkeys(one.check for one in changes))
+    if not checks:
+        return []
+    shown = {(one.cell, one.check): _change(one) for one in changes}
+    rows = [("against its predecessor", *(check.partition(".")[2] for check in checks), "")]
+    for cell in report.cells:
+        if any((cell.id, check) in shown for check in checks):
+            figures = (shown.get((cell.id, check), ABSENT) for check in checks)
+            rows.append((cell.id, *figures, str(cell.finding or Finding.UNDECIDED)))
+        elif any(one.cell == cell.id and one.check in checks for one in report.checks):
+            rows.append((cell.id, *(ABSENT for _ in checks), "no predecessor"))
+    return columns(rows, right=tuple(range(1, len(checks) + 1)))
+
+
+def _change(result: CheckResult) -> str:
+    change = result.change
+    if change is None or change.change is None:
+        return ABSENT
+    if change.finding is Finding.IDENTICAL:
+        return "identical"
+    error = ""
+    if change.error is not None:
+        error = f" ±{change.error:.1%}" if change.relative else f" ±{change.error:.2g}"
+    moved = f"{change.change:+.1%}" if change.relative else f"{change.change:+.4g}"
+    return f"{moved}{error}"
+
+
+def _identity(report: Report) -> list[str]:
+    """Say whose logits are those on record, and what the others' change comes to."""
+    found = [one for one in report.checks if one.check == "fidelity.identity" and one.finding]
+    changed = [one.cell for one in found if one.finding is Finding.CHANGED]
+    if not found:
+        return []
+    same = f"logits identical to those on record: {len(found) - len(changed)} of {len(found)} cells"
+    words = []
+    for cell in changed:
+        others = {
+            one.verdict
+            for one in report.checks
+            if one.cell == cell
+            and one.check.startswith("fidelity.")
+            and one.check != "fidelity.identity"
+            and one.bound is not None
+            and one.bound.source is Source.BASELINE
+        }
+        if Verdict.FAIL in others:
+            words.append(f"{cell} (worse)")
+        elif others <= {Verdict.PASS} and others:
+            words.append(f"{cell} (no worse)")
+        else:
+            words.append(f"{cell} (undecided)")
+    return [f"{same}; changed: {', '.join(words)}" if words else same]
+
+
 def footnotes(report: Report) -> list[str]:
     """Explain the marks that the table uses, and count what it cannot show."""
     notes = []
@@ -75,6 +137,7 @@ def footnotes(report: Report) -> list[str]:
     }
     if disturbed:
         notes.append(f"{DISTURBED} disturbed: {'; '.join(sorted(disturbed))}")
+    notes.extend(_identity(report))
     counts = {
         verdict: sum(result.verdict is verdict for result in report.checks) for verdict in Verdict
     }

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-OTHER = ("journal", "digests", "runs", "progress", "locks")
-"""Folders whose files belong to no entry. They are small, and what they hold is made again."""
+OTHER = ("journal", "digests", "runs", "progress", "locks", "calibration")
+"""Folders whose files belong to no entry. They are small; all but calibrations are made again."""
 
 LEFT_OVER = ("unfinished", "unused")
 """Kinds of entries that no run will ever use again."""

@@ -54,6 +54,19 @@ def start() -> dict[str, object]:
     }
 
 
+def isa() -> str:
+    """Name the instruction sets and kernels that this build computes with on the CPU.
+
+    Logits are the same to the bit only within such a class.
+    """
+    text = api.llama_print_system_info().decode()
+    flags = (flag.split("=") for flag in text.partition(":")[2].split("|") if "=" in flag)
+    chosen = [(name.strip(), value.strip()) for name, value in flags]
+    return " ".join(
+        name if value == "1" else f"{name}={value}" for name, value in chosen if value != "0"
+    )
+
+
 def _set(struct: Any, **values: object) -> None:
     # ctypes accepts unknown fields silently, so a renamed parameter would change nothing.
     fields = {field[0] for field in struct._fields_}

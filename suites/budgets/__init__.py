@@ -1,0 +1,1 @@
+"""Limits that the user sets, whatever the baselines say."""

@@ -1,0 +1,1 @@
+"""What the artifact writes: the same greedy text as when a person last accepted it."""

@@ -1,0 +1,48 @@
+"""What every check that ships says of itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from pytest_ondevice import shipped
+from pytest_ondevice.model.bound import Source
+
+SUITES = shipped.folder("suites")
+
+CHECKS = {
+    node.decorator_list[0].args[0].value: ast.get_docstring(node)
+    for path in sorted(SUITES.glob("*/test_*.py"))
+    for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    if isinstance(node, ast.FunctionDef)
+    and node.decorator_list
+    and isinstance(node.decorator_list[0], ast.Call)
+    and ast.unparse(node.decorator_list[0].func) == "check"
+}
+
+
+def lacking(text: str | None) -> list[str]:
+    """Say what a check's docstring does not state."""
+    requirement, _, rest = (text or "").partition("\n\n")
+    said = re.search(r"Quantity:.+?Bound:.+?Source:\s+(?:the\s+)?(\w+)", rest, re.DOTALL)
+    wrong = [] if requirement.strip().endswith(".") else ["a requirement"]
+    if said is None:
+        return [*wrong, "quantity, bound and source"]
+    return wrong if said[1] in set(Source) else [*wrong, f"a source, but '{said[1]}'"]
+
+
+def test_there_are_checks_of_every_suite():
+    suites = {name.partition(".")[0] for name in CHECKS}
+    assert suites == {*shipped.SUITES, *shipped.ON_REQUEST}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_states_requirement_quantity_bound_and_source(check):
+    assert lacking(CHECKS[check]) == []
+
+
+@pytest.mark.parametrize("text", [None, "It is good.", "Q\n\nQuantity: x. Bound: y. Source: me."])
+def test_a_check_that_does_not_is_seen(text):
+    assert lacking(text)
