@@ -67,7 +67,7 @@ class Check:
 
 
 CHECKS = (
-    Check("kld", "kld", 0.05, 0.0),
+    Check("kld", "kld", 0.05, 0.0003),
     Check("ppl_ratio", "ln_ratio", 0.1, 0.02),
     Check("same_top", "same_top", 0.0, 0.02, -1.0),
     Check("reference", "nll", 0.0, 0.005),

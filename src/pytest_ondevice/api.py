@@ -166,6 +166,24 @@ class Face:
         self._found.results.append(msgspec.structs.replace(result, outcome="failed"))
         pytest.fail(text, pytrace=False)
 
+    def _before(self) -> Cell:
+        """Return the cell that this one is compared with; without one the item is skipped."""
+        __tracebackhide__ = True
+        if self._state.settings.against is None:
+            self._end(Verdict.UNSUPPORTED, "requires --ondevice-against=OLD, the release before")
+        before = self._cell.predecessor
+        try:
+            self._bench.artifact(before)
+        except MissingError as error:
+            absent = str(error)
+        except (StageFailedError, OnDeviceError):
+            return before  # what asks for it next says so
+        else:
+            return before
+        return self._end(
+            Verdict.UNSUPPORTED, absent.replace("no predecessor", "requires a predecessor")
+        )
+
     def _decide(
         self,
         measured: Measurement,
@@ -328,6 +346,15 @@ class Checker(Face):
 class Identifier(Face):
     """Tells by digests of logits whether anything in file or kernels changed."""
 
+    def succeed(self) -> None:
+        """Compare the first windows' logits with the predecessor's, bit for bit."""
+        __tracebackhide__ = True
+        before = self._before()
+        record = self._guard(lambda: self._bench.stage(before, Stage.FIDELITY))
+        theirs = {record.payload["isa"]: tuple(record.payload["logits"])}
+        place = str(self._state.settings.given["against"].text)
+        self._compare(theirs, Bound(source=Source.PREDECESSOR, detail=place, upper=0.0))
+
     def identify(self, found: tuple[Mapping[str, tuple[str, ...]], str] | None, why: str) -> None:
         """Compare the first windows' logits with those on record, bit for bit.
 
@@ -336,31 +363,34 @@ class Identifier(Face):
             why: Why there are none.
         """
         __tracebackhide__ = True
-        record = self._guard(lambda: self._bench.stage(self._cell, Stage.FIDELITY))
-        isa, ours = record.payload["isa"], tuple(record.payload["logits"])
+        self._guard(lambda: self._bench.stage(self._cell, Stage.FIDELITY))
         if found is None:
             self._end(Verdict.NO_BASELINE, why)
         digests, place = found
-        if isa not in digests:
+        self._compare(digests, Bound(source=Source.BASELINE, detail=place, upper=0.0))
+
+    def _compare(self, digests: Mapping[str, tuple[str, ...]], bound: Bound) -> None:
+        __tracebackhide__ = True
+        record = self._guard(lambda: self._bench.stage(self._cell, Stage.FIDELITY))
+        isa, ours = record.payload["isa"], tuple(record.payload["logits"])
+        pairs = list(zip(ours, digests.get(isa, ()), strict=False))
+        if not pairs:
             there = ", ".join(sorted(digests)) or "none"
             self._end(
                 Verdict.NO_BASELINE,
-                f"{place} has no digests of the ISA class {isa}, but of {there}",
+                f"{bound.detail} has no digests of the ISA class {isa}, but of {there}",
             )
-        pairs = list(zip(ours, digests[isa], strict=False))
-        if not pairs:
-            self._end(Verdict.NO_BASELINE, f"{place} has no digest of any window")
         changed = sum(one != other for one, other in pairs)
         measured = Measurement(quantity="changed_windows", value=float(changed), unit="1")
         self._found.measured["changed_windows"] = measured
-        bound = Bound(source=Source.BASELINE, detail=place, upper=0.0)
         of = f"of {len(pairs)} windows"
         if not changed:
             same = Judgement(Verdict.PASS, f"identical: the logits {of} are the same to the bit")
             self._decide(measured, bound, same, finding=Finding.IDENTICAL)
             return
         told = f"changed: the logits of {changed} {of} differ: another file or other kernels"
-        strict = self._state.settings.identical and "fidelity" not in self._state.settings.update
+        accepted = bound.source is Source.BASELINE and "fidelity" in self._state.settings.update
+        strict = self._state.settings.identical and not accepted
         verdict = Verdict.FAIL if strict else Verdict.PASS
         self._decide(measured, bound, Judgement(verdict, told), finding=Finding.CHANGED)
 
@@ -405,10 +435,7 @@ class Comparer(Face):
             higher_is_better: The tolerance goes down, not up.
         """
         __tracebackhide__ = True
-        if self._state.settings.against is None:
-            self._end(Verdict.UNSUPPORTED, "requires --ondevice-against=OLD, the release before")
-        before = self._cell.predecessor
-        self._guard(lambda: self._predecessor(before))
+        before = self._before()
 
         def bound_of(then: Measurement) -> Bound:
             return Bound(
@@ -465,12 +492,6 @@ class Comparer(Face):
                 for rounds, alpha in rounds_to_take(self._state.settings.rounds)
             )
         return (_Step({}, ALPHA),)
-
-    def _predecessor(self, before: Cell) -> None:
-        try:
-            self._bench.artifact(before)
-        except MissingError as error:
-            raise UnsupportedError(str(error).replace("no predecessor", "a predecessor")) from error
 
 
 class Generation(NamedTuple):

@@ -527,9 +527,16 @@ class Bench:
         if cell.id not in self._artifacts or self._find(cell, Stage.SPEED, place) is not None:
             return False
         valid = self._find(cell, Stage.VALIDATE)
-        first = self._find(cell, Stage.SPEED, 0)
-        died = first is not None and first.payload is None
-        return valid is not None and valid.payload is not None and not died
+        if valid is None or valid.payload is None:
+            return False
+        # Whoever died in a round has left: a hang costs one timeout, not one per round.
+        number = place if place >= 0 else -1 - place
+        earlier = (
+            self._find(cell, Stage.SPEED, which)
+            for before in range(number + 1)
+            for which in (before, -1 - before)
+        )
+        return not any(record is not None and record.payload is None for record in earlier)
 
     def _time(self, cell: Cell, place: int, descriptor: int | None) -> None:
         self._require_memory(cell)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_ondevice.checks import check
 
 if TYPE_CHECKING:
-    from pytest_ondevice.api import Comparer
+    from pytest_ondevice.api import Comparer, Identifier
 
 
 @check("against.size", measures=("file_size",))
@@ -17,6 +17,17 @@ def test_size(ondevice_compare: Comparer) -> None:
     Quantity: length of the file. Bound: 0.5 % more. Source: the predecessor.
     """
     ondevice_compare("file_size", relative=0.005)
+
+
+@check("against.identity", measures=("changed_windows",))
+def test_identity(ondevice_identity: Identifier) -> None:
+    """The artifact computes the very logits of its predecessor; or they changed, and that is said.
+
+    Quantity: number of the first windows whose logits differ. Bound: 0 where
+    ``--ondevice-identical`` asks for it, else a change passes and is called one. Source: the
+    predecessor, on the same machine.
+    """
+    ondevice_identity.succeed()
 
 
 @check("against.kld", measures=("mean_kld",), cells="quantized")

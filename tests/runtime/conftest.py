@@ -52,7 +52,12 @@ class Gate:
         return [sys.executable, "-m", "pytest", *chosen, *common, *args]
 
     def environment(self) -> dict[str, str]:
-        env = {key: value for key, value in os.environ.items() if "ONDEVICE" not in key}
+        # These tests may be distributed themselves; the runs that they start are not.
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if "ONDEVICE" not in key and not key.startswith("PYTEST_XDIST")
+        }
         env.pop("PYTEST_ADDOPTS", None)
         return env | {"PYTHONPATH": os.pathsep.join(self.path), "COLUMNS": "100"}
 

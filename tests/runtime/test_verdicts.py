@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
+import msgspec
 import mutants
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import typing_extensions
 
 CELL = "smollm2-135m-Q4_0"
 
@@ -124,24 +125,40 @@ def succession(seed, tmp_path_factory):
     candidate(seed, old, "Q4_0", named="Q4_K_M")
     candidate(seed, new, "Q4_0", named="Q3_K_M")
     candidate(seed, old, "Q4_0", named="Q2_K")
-    plant_speeds(seed, which="'/new/' in path and 'Q5_0' in path", slow=0.85)
+    command = seed.command(
+        "-q",
+        f"--ondevice-artifacts={new}",
+        f"--ondevice-against={old}",
+        "-k",
+        "test_against and not speed",
+        "--ondevice-identical",
+    )
+    chosen = [part for part in command if not part.startswith("--ondevice-methods")]
+    seed.command = lambda *_, **__: chosen
     try:
-        command = [
-            *seed.command(
-                "-q",
-                f"--ondevice-artifacts={new}",
-                f"--ondevice-against={old}",
-                "-k",
-                "test_against",
-                "--ondevice-budget=release",
-            )
-        ]
-        chosen = [part for part in command if not part.startswith("--ondevice-methods")]
-        seed.command = lambda *_, **__: chosen
         return seed.run()
     finally:
         del seed.command
-        seed.clean()
+
+
+@pytest.mark.parametrize("slow", [1.0, 0.85])
+def test_an_artifact_that_is_slower_than_its_predecessor(gate, tmp_path, slow):
+    candidate(gate, tmp_path / "old", "Q4_0")
+    candidate(gate, tmp_path / "new", "Q4_0")
+    plant_speeds(gate, which="'/new/' in path", slow=slow)
+    outcome = gate.run(
+        "-q",
+        f"--ondevice-artifacts={tmp_path / 'new'}",
+        f"--ondevice-against={tmp_path / 'old'}",
+        "-k",
+        "test_against and speed and Q4_0",
+        "--ondevice-budget=release",
+    )
+    expected = "pass" if slow == 1.0 else "fail"
+    assert outcome.verdicts(CELL) == {
+        "against.decode_speed": expected,
+        "against.prefill_speed": expected,
+    }, outcome.out
 
 
 def test_each_cell_is_held_against_its_predecessor(succession):
@@ -160,10 +177,9 @@ def test_each_cell_is_held_against_its_predecessor(succession):
 @pytest.mark.parametrize(
     ("method", "check"),
     [
+        ("Q5_0", "against.identity"),
         ("Q5_0", "against.kld"),
         ("Q5_0", "against.ppl"),
-        ("Q5_0", "against.decode_speed"),
-        ("Q5_0", "against.prefill_speed"),
         ("Q4_K_M", "against.size"),
         ("Q4_K_M", "against.memory"),
     ],
@@ -287,3 +303,37 @@ def test_an_inconclusive_measurement_can_be_a_skip(recorded, tmp_path):
     skipped = recorded.run(*chosen, "--ondevice-inconclusive=skip")
     assert skipped.verdicts() == red.verdicts()
     assert skipped.code == 0, skipped.out
+
+
+def environment(folder: Path, *, python: Path) -> Path:
+    """Make a Python environment with the runtime of this one, but for a library more."""
+    packages = (
+        folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    )
+    (folder / "bin").mkdir(parents=True)
+    packages.mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(python)
+    (folder / "pyvenv.cfg").write_text(f"home = {python.parent}\n")
+    for name in ("msgspec", "numpy", "numpy.libs", "diskcache", "jinja2", "markupsafe"):
+        found = Path(msgspec.__file__).parents[1] / name
+        if found.exists():
+            (packages / name).symlink_to(found)
+    shutil.copyfile(typing_extensions.__file__, packages / "typing_extensions.py")
+    runtime = Path(importlib.util.find_spec("llama_cpp").submodule_search_locations[0])
+    shutil.copytree(runtime, packages / "llama_cpp")
+    (packages / "llama_cpp" / "lib" / "libextra.so").write_bytes(b"another build")
+    return folder
+
+
+def test_the_same_artifact_on_another_build(warm, tmp_path):
+    other = environment(tmp_path / "other", python=Path(sys._base_executable))
+    chosen = ("-q", "-k", "against and Q4_0 and not speed", f"--ondevice-against={other}")
+    outcome = warm.run(*chosen, "--ondevice-identical")
+    assert outcome.code == 0, outcome.out
+    assert set(outcome.verdicts(CELL).values()) == {"pass"}
+    changes = {one["check"]: one for one in outcome.report["checks"]}
+    assert changes["against.identity"]["finding"] == "identical"
+    assert changes["against.kld"]["change"]["finding"] == "identical"
+    cell = outcome.cell(CELL)
+    assert cell["finding"] in {"identical", "no worse"}
+    assert cell["predecessor"]["sha256"] == cell["artifact"]["sha256"]
