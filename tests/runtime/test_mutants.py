@@ -183,8 +183,8 @@ def test_quantizing_that_takes_too_much_memory(gate):
 
 def test_a_failure_names_bound_source_and_update(judged):
     assert "fidelity.kld smollm2-135m-Q4_K_M: fail: +" in judged.out
-    assert "source    baseline: shipped:portable/smollm2-135m/Q4_K_M.json" in judged.out
-    assert "update    the same command with --ondevice-update=fidelity" in judged.out
+    assert "; baseline: shipped:portable/smollm2-135m/Q4_K_M.json, recorded" in judged.out
+    assert "update    the same command with --ondevice-update=fidelity accepts it" in judged.out
 
 
 def test_every_check_has_a_mutant():
