@@ -738,7 +738,7 @@ def test_a_cell_without_a_predecessor_is_skipped_with_the_reason(
     project.write("old/other-F16.gguf", gguf_bytes)
     models = "--ondevice-models=tiny.gguf,other.gguf"
     result = project.run(models, tiny[1], *AGAINST, "-rs")
-    result.assert_outcomes(passed=1, skipped=1, deselected=9)
+    result.assert_outcomes(passed=1, skipped=1, deselected=11)
     result.stdout.fnmatch_lines(
         ["tiny-F16*no predecessor", "*requires a predecessor: old has no file for tiny-F16"]
     )
