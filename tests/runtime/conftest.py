@@ -125,7 +125,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Gate:
     # Three windows are enough to see whether a stage was run.
     text.write_text((TEXT / "narrative.txt").read_text()[:7500])
     gate = Gate(folder, folder / "cache", text)
-    outcome = gate.run("-q")
+    outcome = gate.run("-q", "-k", "not speed")
     assert outcome.code == 0, outcome.out
     return gate
 

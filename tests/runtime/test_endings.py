@@ -8,6 +8,10 @@ CELL = "smollm2-135m-Q4_0"
 
 # Only the quantized artifact: the reference's file is twice as large.
 DIE = """
+import pytest_ondevice.probe.speed as speed
+# Where it is not to die, it times nothing: a campaign has many processes.
+speed.measure = lambda *_: {{"load": [0.1], "ttft": [0.2], "prefill": [400.0], "decode": [100.0],
+                             "disturbed": []}}
 import pytest_ondevice.probe.{stage} as stage
 original = stage.measure
 def measure(engine, path, plan, tick):
@@ -15,10 +19,6 @@ def measure(engine, path, plan, tick):
         journal("{stage}")
         {fault}
     return original(engine, path, plan, tick)
-import pytest_ondevice.probe.speed as speed
-# Where it is not to die, it times nothing: a campaign has many processes.
-speed.measure = lambda *_: {{"load": [0.1], "ttft": [0.2], "prefill": [400.0], "decode": [100.0],
-                             "disturbed": []}}
 stage.measure = measure
 """
 
