@@ -238,7 +238,8 @@ class Bench:
     def _stretches(self) -> list[tuple[int, int | None]]:
         """Return the stretches of windows that are measured at a time, from one look to the next.
 
-        They do not depend on the budget, so that a longer one reuses what a shorter measured.
+        But for the last, which ends at the budget, they do not depend on it: a longer budget reuses
+        what a shorter one measured.
         """
         ends: list[int] = [8, 16, 24]
         while ends[-1] < MOST_WINDOWS:

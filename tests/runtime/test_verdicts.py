@@ -322,6 +322,8 @@ def environment(folder: Path, *, python: Path) -> Path:
     runtime = Path(importlib.util.find_spec("llama_cpp").submodule_search_locations[0])
     shutil.copytree(runtime, packages / "llama_cpp")
     (packages / "llama_cpp" / "lib" / "libextra.so").write_bytes(b"another build")
+    mark = f"open({str(folder / 'started')!r}, 'a').write('a worker\\n')\n"
+    (packages / "sitecustomize.py").write_text(mark)
     return folder
 
 
@@ -332,6 +334,8 @@ def test_the_same_artifact_on_another_build(warm, tmp_path):
     assert outcome.code == 0, outcome.out
     assert set(outcome.verdicts(CELL).values()) == {"pass"}
     changes = {one["check"]: one for one in outcome.report["checks"]}
+    # The predecessor's workers ran there: to validate it, for its logits, for its memory.
+    assert (other / "started").read_text().splitlines() == 3 * ["a worker"]
     assert changes["against.identity"]["finding"] == "identical"
     assert changes["against.kld"]["change"]["finding"] == "identical"
     cell = outcome.cell(CELL)

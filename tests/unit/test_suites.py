@@ -8,6 +8,7 @@ import re
 import pytest
 
 from pytest_ondevice import shipped
+from pytest_ondevice.comparison import TOLERANCES
 from pytest_ondevice.model.bound import Source
 
 SUITES = shipped.folder("suites")
@@ -46,3 +47,27 @@ def test_a_check_states_requirement_quantity_bound_and_source(check):
 @pytest.mark.parametrize("text", [None, "It is good.", "Q\n\nQuantity: x. Bound: y. Source: me."])
 def test_a_check_that_does_not_is_seen(text):
     assert lacking(text)
+
+
+def tolerances():
+    """Every tolerance that a check allows over a baseline or a predecessor, with its quantity."""
+    for path in sorted(SUITES.glob("*/test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            asks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if asks and node.func.id in {"ondevice_baseline", "ondevice_compare"}:
+                given = {word.arg: eval(ast.unparse(word.value)) for word in node.keywords}
+                yield path.parent.name, node.args[0].value, given
+
+
+@pytest.mark.parametrize(("suite", "quantity", "given"), list(tolerances()))
+def test_what_a_check_allows_is_what_a_comparison_of_reports_allows(suite, quantity, given):
+    known = TOLERANCES.get(quantity)
+    if quantity.endswith(("_ratio", "_speed")) and quantity != "ln_ppl_ratio":
+        # Speed is compared within one run only: here all that is asked is one tolerance for all.
+        assert given == {"absolute": 0.05, "higher_is_better": True}
+        return
+    assert (known.relative, known.absolute, known.higher_is_better) == (
+        given.get("relative", 0.0),
+        given.get("absolute", 0.0),
+        given.get("higher_is_better", False),
+    )

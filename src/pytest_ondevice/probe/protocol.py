@@ -75,7 +75,7 @@ class FidelityPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecodePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The decode stage: one window's first tokens fed one by one, and once more at a time."""
+    """The decode stage: one window's first tokens fed one by one, and once more all together."""
 
     texts: tuple[Text, ...]
     tokens: int = 128
