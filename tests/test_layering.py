@@ -23,11 +23,15 @@ model
 shipped
 options       errors
 bpw           model
+active        model bpw
 stats         model
+laws          model stats
+remarks
+overlap       errors
 judgement     model stats
 formats       errors model
 storage       errors model formats
-render        model judgement
+render        errors model judgement
 probe         model
 layout
 strategies    model
@@ -44,17 +48,18 @@ devices       errors model options
 catalog       errors model storage
 matrix        errors model options storage catalog
 price         model storage plan matrix
-provision     errors model bpw formats storage devices catalog matrix price
+provision     errors model bpw formats storage devices catalog matrix price texts
 toll          errors formats storage matrix price
 planner       errors model options formats storage catalog matrix plan
 inspection    errors model bpw checkpoints formats storage matrix plan
-facts         model bpw formats matrix plan inspection
-figures       model stats
+facts         model bpw active formats matrix plan inspection
+figures       model stats remarks
 measure       errors model options stats storage probe devices matrix price texts facts figures
 references    errors model storage probe devices matrix texts
-checks        model
+checks        model laws
 state         model checks
 api           errors model bpw judgement measure state
+law_fixture   errors model laws judgement provision api measure state
 baselines     model storage api state
 gather        errors model options rules judgement storage devices state baselines
 progress
@@ -62,10 +67,10 @@ distribute    state
 generations   errors model storage api state
 workbench     storage devices matrix provision measure
 calibration   errors model stats judgement storage render probe devices tier figures
-hooks         errors model shipped options waivers rules tier texts storage render probe devices
-hooks         catalog matrix price toll provision references measure checks state gather progress
-hooks         distribute generations calibration
-fixtures      api baselines
+hooks         errors model shipped options waivers rules tier texts laws overlap storage render
+hooks         probe devices catalog matrix price toll provision references measure checks state
+hooks         gather progress distribute generations calibration
+fixtures      api law_fixture baselines
 plugin        options hooks fixtures
 cli           errors options storage render devices texts catalog matrix conclusion comparison
 cli           planner inspection measure references workbench calibration progress
@@ -83,6 +88,7 @@ CONFINED = {
     "subprocess": {"probe.runner"},
     "hypothesis": {"strategies"},
     "syrupy": {"generations"},
+    "matplotlib": {"render.plots"},
 }
 
 # What is read at every start of pytest, also where the plugin is not used.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import tempfile
@@ -17,7 +18,7 @@ import pytest
 from .bpw import account
 from .errors import MissingError, OnDeviceError, did_you_mean
 from .judgement import ALPHA, Judgement, explain, judge, succeed
-from .measure import BINDING_ROUNDS, StageFailedError, UnsupportedError
+from .measure import BINDING_ROUNDS, NoMeterError, StageFailedError, UnsupportedError
 from .model.artifact import TensorInfo
 from .model.bound import Bound, Source
 from .model.change import Change, Finding
@@ -85,6 +86,7 @@ class Face:
     def __init__(self, request: pytest.FixtureRequest, cell: Cell) -> None:
         self._item: pytest.Item = request.node
         self._cell = cell
+        self._named = cell.id
         self._state: State = request.config.stash[STATE]
         self._found = self._item.stash.setdefault(ITEM, ItemState())
 
@@ -98,14 +100,26 @@ class Face:
         """Do something that may run a probe; its failures become this item's outcome."""
         __tracebackhide__ = True
         try:
-            return work()
-        except (StageFailedError, UnsupportedError, OnDeviceError) as error:
+            return self._try(work)
+        except UnsupportedError as error:
             problem = error
         # Outside the handler, so that the outcome is not shown as an error while handling one.
+        required = isinstance(problem, NoMeterError) and self._state.settings.require_energy
+        return self._end(Verdict.UNSUPPORTED, f"requires {problem}", fails=required)
+
+    def _try(self, work: Callable[[], Any]) -> Any:
+        """Do something that may run a probe; its failures become this item's outcome.
+
+        Raises:
+            UnsupportedError: The cell has no such figure, which is for the caller to weigh.
+        """
+        __tracebackhide__ = True
+        try:
+            return work()
+        except (StageFailedError, OnDeviceError) as error:
+            problem = error
         if isinstance(problem, StageFailedError):
             self._died(problem)
-        if isinstance(problem, UnsupportedError):
-            self._end(Verdict.UNSUPPORTED, f"requires {problem}")
         return self._end(Verdict.FAIL, str(problem))
 
     def _measured(self, quantity: str) -> Measurement:
@@ -122,8 +136,9 @@ class Face:
         stage = QUANTITIES[quantity].stage
         for name in check.measures if check is not None else ():
             if name != quantity and QUANTITIES[name].stage is stage:
-                measure = partial(self._bench.measure, self._cell, name, windows)
-                self._found.measured[name] = self._guard(measure)
+                with contextlib.suppress(UnsupportedError):  # the report goes without it
+                    measure = partial(self._bench.measure, self._cell, name, windows)
+                    self._found.measured[name] = self._try(measure)
 
     def _died(self, error: StageFailedError) -> NoReturn:
         __tracebackhide__ = True
@@ -140,10 +155,10 @@ class Face:
         __tracebackhide__ = True
         check = check_id(self._item)
         result = CheckResult(
-            check=check, cell=self._cell.id, verdict=verdict, message=message, **more
+            check=check, cell=self._named, verdict=verdict, message=message, **more
         )
         if fails or verdict is Verdict.FAIL:
-            self._fail(result, f"{check} {self._cell.id}: {verdict}: {message}")
+            self._fail(result, f"{check} {self._named}: {verdict}: {message}")
         self._skip(result, message)
 
     def _skip(self, result: CheckResult, message: str) -> NoReturn:

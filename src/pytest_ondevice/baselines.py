@@ -25,6 +25,7 @@ _STAGES = {
     "size": Stage.HEADER,
     "fidelity": Stage.FIDELITY,
     "memory": Stage.MEMORY,
+    "reserve": Stage.RESERVE,
     "speed": Stage.SPEED,
 }
 """The stage that a kind of baseline is measured in."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from .laws import LAWS
 from .model.quantity import QUANTITIES, Stage
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ class Check:
         measures: The quantities it asks for, so that one probe can yield all that a cell needs.
         cells: Which cells it applies to.
         owns: The stages whose death is this check's failure; others are blocked by it.
+        law: The law that it holds over the cells of a model or a family; empty for none.
     """
 
     id: str
     measures: tuple[str, ...]
     cells: Cells
     owns: tuple[Stage, ...]
+    law: str = ""
 
     @property
     def stages(self) -> set[Stage]:
@@ -45,6 +48,7 @@ def check(
     measures: tuple[str, ...] = (),
     cells: Cells = "all",
     owns: tuple[Stage, ...] = (),
+    law: str = "",
 ) -> Callable[[_Function], _Function]:
     """Declare a test function to be a check; its docstring states the requirement.
 
@@ -53,16 +57,23 @@ def check(
         measures: Names of the quantities it asks for.
         cells: Which cells it applies to: all, the reference, or all others.
         owns: The stages whose death is this check's failure.
+        law: The law that it holds: its quantities are measured, it runs once for each model or
+            family, and asks for ``ondevice_law``.
 
     Raises:
-        ValueError: A quantity is unknown.
+        ValueError: A quantity or the law is unknown.
     """
+    if law and law not in LAWS:
+        raise ValueError(f"check {name}: unknown law {law}")
+    if law:
+        measures = (*LAWS[law].measures, *LAWS[law].optional)
+        measures = tuple(one for one in measures if one in QUANTITIES)
     unknown = [quantity for quantity in measures if quantity not in QUANTITIES]
     if unknown:
         raise ValueError(f"check {name}: unknown quantities {', '.join(unknown)}")
 
     def declare(function: _Function) -> _Function:
-        setattr(function, _ATTRIBUTE, Check(name, measures, cells, owns))
+        setattr(function, _ATTRIBUTE, Check(name, measures, cells, owns, law))
         # Collected also where the user's python_functions would not match it.
         function.__test__ = True  # type: ignore[attr-defined]
         return function

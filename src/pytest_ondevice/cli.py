@@ -28,7 +28,7 @@ from .errors import OnDeviceError, OptionError, StorageError
 from .options import ALL_LAYERS, BUDGETS, MOST_THREADS, Value, default_cache, defaults, usable_cores
 from .progress import PLAIN_SECONDS, REDRAW_SECONDS, eta
 from .render import text
-from .storage.files import megabytes, why_unwritable
+from .storage.files import megabytes, why_unwritable, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -215,6 +215,39 @@ def _add_reports(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     summary.add_argument("report", metavar="REPORT", type=Path, help="a report.json")
     summary.set_defaults(command=_summary)
+
+    export = commands.add_parser(
+        "export",
+        help="print a report's figures for other programs",
+        description="Print a report's figures: a row for each cell and quantity, or speeds with the"
+        " field names of llama-bench. One of its samples is the best of one process; those of"
+        " llama-bench are repetitions in one process.",
+    )
+    export.add_argument("report", metavar="REPORT", type=Path, help="a report.json")
+    export.add_argument(
+        "--as",
+        dest="kind",
+        choices=("table", "llama-bench"),
+        default="table",
+        help="which rows; default: %(default)s",
+    )
+    export.add_argument(
+        "--format", choices=("csv", "json", "jsonl"), default="csv", help="default: %(default)s"
+    )
+    export.set_defaults(command=_export)
+
+    plot = commands.add_parser(
+        "plot",
+        help="draw a report: its laws, loss and memory against bits per weight",
+        description="Draw a report, a picture for each law and for loss and memory against bits per"
+        " weight. Needs matplotlib: pip install 'pytest-ondevice[plots]'.",
+    )
+    plot.add_argument("report", metavar="REPORT", type=Path, help="a report.json")
+    plot.add_argument("--output", metavar="DIR", default="plots", help="default: %(default)s")
+    plot.add_argument(
+        "--format", choices=("svg", "png"), default="svg", help="default: %(default)s"
+    )
+    plot.set_defaults(command=_plot)
 
 
 def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -408,6 +441,47 @@ def _summary(given: argparse.Namespace) -> int:
     from .render import markdown  # noqa: PLC0415
 
     _write(markdown.summary(conclusion.read(given.report)))
+    return 0
+
+
+def _export(given: argparse.Namespace) -> int:
+    from .render import exports  # noqa: PLC0415
+
+    report = conclusion.read(given.report)
+    _write(exports.written(report, exports.Kind(given.kind), exports.Format(given.format)))
+    return 0
+
+
+def _picture_folder(output: str) -> Path:
+    """Return the folder that pictures go to.
+
+    Raises:
+        OptionError: It is none, and none can be made there.
+    """
+    folder = Path(output)
+    try:
+        problem = "it is no folder" if folder.exists() and not folder.is_dir() else ""
+        problem = problem or why_unwritable(folder)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if not output.strip():
+        problem = "an empty path"
+    if problem:
+        raise OptionError(f"--output={output}: {problem}")
+    return folder
+
+
+def _plot(given: argparse.Namespace) -> int:
+    from .render import plots  # noqa: PLC0415  (matplotlib, an extra)
+
+    report = conclusion.read(given.report)
+    folder = _picture_folder(given.output)
+    drawn = plots.pictures(report, given.format)
+    if not drawn:
+        raise OptionError(f"{given.report}: it holds no figure that could be drawn")
+    for name, content in drawn.items():
+        write_atomic(folder / name, content)
+        _print(str(folder / name))
     return 0
 
 

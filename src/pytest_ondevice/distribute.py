@@ -23,7 +23,9 @@ class Distribution:
     """The xdist hooks of the controller."""
 
     def __init__(self, config: pytest.Config, values: Callable[[], dict[str, str]]) -> None:
-        self._cells = tuple(f"{cell.id}" for cell in config.stash[STATE].cells)
+        # A law's items are named after models and families, those of cells begin with a model's.
+        models = {cell.model.name: cell.model.family for cell in config.stash[STATE].cells}
+        self._cells = tuple({*models, *filter(None, models.values())})
         self._values = values
 
     @pytest.hookimpl(optionalhook=True)

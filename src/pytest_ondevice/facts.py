@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import plan
+from .active import active_bytes
 from .bpw import account
 from .formats.gguf import read_header, same_bytes, tensor_places
 from .inspection import block_anomalies, chat_template_digest
@@ -53,7 +54,7 @@ def planned_bpw(artifact: Artifact) -> float:
     found, problems = [], []
     for imatrix in (False, True):
         try:
-            tensors = plan.from_header(header, artifact.cell.method, imatrix=imatrix)
+            tensors = plan.from_header(header, artifact.cell.file_type, imatrix=imatrix)
         except (KeyError, ValueError) as error:
             problems.append(str(error))
         else:
@@ -104,19 +105,19 @@ def _float_share(artifact: Artifact) -> float | None:
 
 
 def _nominal(artifact: Artifact) -> float | None:
-    known = FILE_TYPES.get(artifact.cell.method)
+    known = FILE_TYPES.get(artifact.cell.file_type)
     return float(known.nominal_bpw) if known else None
 
 
 def _claims(artifact: Artifact) -> float | None:
     if artifact.file.header.file_type is None:
         return None
-    return float(artifact.file.type_name == artifact.cell.method)
+    return float(artifact.file.type_name == artifact.cell.file_type)
 
 
 def _type_share(artifact: Artifact) -> Fact:
     try:
-        share = plan.matching_share(artifact.file.header, artifact.cell.method)
+        share = plan.matching_share(artifact.file.header, artifact.cell.file_type)
     except (KeyError, ValueError) as error:
         raise AbsentError(f"a method whose rules are known here: {error}") from error
     held = artifact.file.account.histogram
@@ -127,7 +128,7 @@ def _type_share(artifact: Artifact) -> Fact:
 
 
 def _version(artifact: Artifact) -> Fact:
-    if artifact.cell.method in FLOAT_METHODS:
+    if artifact.cell.file_type in FLOAT_METHODS:
         raise AbsentError("a method that quantizes")
     version = artifact.file.header.metadata.get("general.quantization_version")
     if not isinstance(version, int):
@@ -157,6 +158,25 @@ def _same(artifact: Artifact, what: str, ours: str | None, get: Callable[..., st
     return Fact(0.0, f"{what} {shown[0]} here, {shown[1]} in {artifact.ancestor.path.name}")
 
 
+def _active(artifact: Artifact) -> Fact:
+    header = artifact.file.header
+    try:
+        return Fact(float(active_bytes(header.tensors, header.metadata)))
+    except ValueError as error:
+        raise AbsentError(f"a header that says it: {error}") from error
+
+
+def _calibrated(artifact: Artifact) -> Fact:
+    """Whether it was quantized with an importance matrix: the recipe says so, or the header."""
+    if artifact.recipe is not None and artifact.recipe.calibration:
+        return Fact(1.0, f"calibration text {artifact.recipe.calibration}")
+    entries = artifact.file.header.metadata.get("quantize.imatrix.entries_count")
+    if entries:
+        text = artifact.file.header.metadata.get("quantize.imatrix.dataset")
+        return Fact(1.0, f"the header names {entries} entries" + (f", from {text}" if text else ""))
+    return Fact(0.0)
+
+
 def _blocks(artifact: Artifact) -> Fact:
     found = block_anomalies(artifact.file.parts)
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
@@ -182,6 +202,8 @@ _FACTS: Mapping[str, Callable[[Artifact], Fact]] = {
     "body_bpw": _header(lambda artifact: artifact.file.account.body_bpw),
     "nominal_bpw": _header(_nominal),
     "file_size": _header(lambda artifact: float(artifact.file.header.file_size)),
+    "active_bytes": _active,
+    "calibrated": _calibrated,
     "weight_bytes": _header(lambda artifact: float(artifact.file.account.n_bytes)),
     "float_body_share": _header(_float_share),
     "file_type_matches": _header(_claims),

@@ -9,7 +9,8 @@ import pytest
 if TYPE_CHECKING:
     from .api import Accountant, Checker, Comparer, Identifier, Measurer, Model
     from .baselines import BaselineBound
-    from .model.catalog import Cell
+    from .law_fixture import LawHolder
+    from .model.catalog import Cell, Subject
     from .rules import Budget
 
 
@@ -70,6 +71,24 @@ def ondevice_budget(request: pytest.FixtureRequest) -> Budget:
     """A limit that the user's file sets for the cell: quantity, ``at_most``, ``at_least``."""
     budget: Budget = request.param
     return budget
+
+
+@pytest.fixture
+def ondevice_subject(request: pytest.FixtureRequest) -> Subject:
+    """What a law is held for: ``name``, and the ``cells`` of a model or of a family."""
+    subject: Subject = request.param
+    return subject
+
+
+@pytest.fixture
+def ondevice_law(request: pytest.FixtureRequest, ondevice_subject: Subject) -> LawHolder:
+    """Hold a law over the cells of a model or a family: ``ondevice_law("memory")``.
+
+    Its points, fit and verdict go into the report.
+    """
+    from .law_fixture import LawHolder  # noqa: PLC0415
+
+    return LawHolder(request, ondevice_subject)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from .model.law import LawReport
     from .model.measurement import Measurement, ProtocolFields
     from .model.report import ArtifactFacts
     from .options import Settings
@@ -57,6 +58,7 @@ class Gatherer:
         self._predecessors: dict[str, ArtifactFacts] = {}
         self._logits: dict[str, dict[str, tuple[str, ...]]] = {}
         self._protocols: dict[str, ProtocolFields] = {}
+        self._laws: dict[tuple[str, str], LawReport] = {}
         self._system_info = ""
         self.seen = False
         self.final: Report | None = None
@@ -89,7 +91,13 @@ class Gatherer:
             if item.logits:
                 self._logits[item.cell] = item.logits
             measured = self._measured.setdefault(item.cell, {})
-            measured.update({one.quantity: one for one in item.measurements})
+            for one in item.measurements:
+                # A law measures over the whole budget, a check as far as its verdict needs.
+                known = measured.get(one.quantity)
+                if known is not None and (known.n, not item.results) > (one.n, False):
+                    continue
+                measured[one.quantity] = one
+            self._laws.update({(law.law, law.subject): law for law in item.laws})
             self._protocols.update(item.protocols)
             self._system_info = item.system_info or self._system_info
         report.user_properties[:] = kept
@@ -135,6 +143,7 @@ class Gatherer:
             settings={
                 "models": ",".join(dict.fromkeys(cell.model for cell in cells)),
                 "methods": ",".join(dict.fromkeys(cell.method for cell in cells)),
+                "context": str(settings.context),
                 "text": settings.text.name if settings.text else "shipped",
                 "windows": "all" if settings.windows is None else str(settings.windows),
                 "threads": str(settings.threads),
@@ -146,6 +155,7 @@ class Gatherer:
             },
             cells=cells,
             checks=results,
+            laws=tuple(self._laws.values()),
             protocols=self._protocols,
             notes=(
                 *notes,

@@ -18,13 +18,15 @@ from .checks import check_of
 from .devices import available_memory, build, device, is_environment, place, runtime
 from .errors import OnDeviceError
 from .gather import Gatherer
+from .laws import LAWS
 from .matrix import cells as make_cells
+from .matrix import every_method, require_runtime, subjects
 from .matrix import methods as chosen_methods
-from .matrix import require_runtime, runtime_methods
 from .measure import Bench
 from .model.measurement import digest_of
 from .model.quantity import QUANTITIES
 from .options import Settings, choose, parse
+from .overlap import require_apart
 from .price import price
 from .probe import runner
 from .probe.protocol import DescribeJob
@@ -38,12 +40,15 @@ from .state import (
     ITEM,
     PROPERTY,
     STATE,
+    SUBJECT,
     ItemState,
     State,
     budget_of,
     cell_of,
+    cells_of,
     declared,
-    report_item,
+    report_items,
+    subject_of,
 )
 from .storage import pins
 from .storage.baselines import Baselines
@@ -51,6 +56,7 @@ from .storage.cache import hold
 from .storage.costs import Costs
 from .storage.files import why_unwritable
 from .storage.journal import Journal, Run
+from .texts import calibration_texts, texts
 from .texts import check as check_text
 from .tier import Tier, board, tier
 from .toll import confirm, quote, require_room
@@ -60,6 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from .devices import Build
+    from .laws import Law
     from .model.catalog import Cell
     from .price import Price
 
@@ -81,10 +88,13 @@ def wake(config: pytest.Config) -> None:
                 "the suite generations needs syrupy: pip install 'pytest-ondevice[generations]'"
             )
         _check_text(settings)
+        if settings.given["sysfs"].text is not None and not settings.sysfs.is_dir():
+            raise settings.given["sysfs"].error("there is no such folder")
         references = given(settings, models(settings)) if settings.models else {}
         matrix = make_cells(settings, references) if settings.models else ()
         if settings.methods and not settings.models:
             chosen_methods(settings)
+        _check_calibration(settings, matrix)
         waivers = _waivers(settings)
         rules = _rules(settings)
         accepted = pins.read(settings.rootdir / pins.NAME) if settings.models else {}
@@ -137,9 +147,12 @@ def wake(config: pytest.Config) -> None:
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Give a test its cells: those its check is for, or all."""
+    """Give a test its cells: those its check is for, or all. A law gets what it is held for."""
     state = metafunc.config.stash.get(STATE, None)
     check = check_of(metafunc.function)
+    if SUBJECT in metafunc.fixturenames:
+        _parametrize_subjects(metafunc, state, LAWS[check.law] if check and check.law else None)
+        return
     cells: list[Any] = [
         cell
         for cell in (state.cells if state else ())
@@ -156,6 +169,22 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         _parametrize_budgets(metafunc, state, cells)
         return
     metafunc.parametrize("ondevice_cell", cells, ids=[cell.id for cell in cells], indirect=True)
+
+
+def _parametrize_subjects(metafunc: pytest.Metafunc, state: State | None, law: Law | None) -> None:
+    """Give a law each model, or each family, with the cells of it that are in the matrix."""
+    found: list[Any] = list(
+        subjects(
+            state.cells if state else (),
+            law.per if law is not None else "model",
+            caches_apart=law is None or law.name != "kv_cache",
+        )
+    )
+    ids = [one.name for one in found]
+    if not found:
+        reason = "requires a model: pytest --ondevice-models=smollm2-135m"
+        found, ids = [pytest.param(None, marks=pytest.mark.skip(reason=reason))], ["no-model"]
+    metafunc.parametrize(SUBJECT, found, ids=ids, indirect=True)
 
 
 def _parametrize_budgets(metafunc: pytest.Metafunc, state: State | None, cells: list[Cell]) -> None:
@@ -257,7 +286,7 @@ class OnDevicePlugin:
             pytest.UsageError: Nothing was collected though a run was asked for, or an artifact
                 cannot be had.
         """
-        ours = [item for item in session.items if cell_of(item) is not None]
+        ours = [item for item in session.items if cells_of(item)]
         self.counted = len(ours)
         if session.config.option.collectonly:
             return
@@ -301,8 +330,9 @@ class OnDevicePlugin:
             state.cells = able
         if unmatched := self.provision.unmatched():
             self.notes.append(f"files that match no cell: {', '.join(unmatched)}")
-        known = {name: runtime_methods() for name in catalog(state.settings.catalog)}
-        known |= {cell.model.name: runtime_methods() for cell in state.cells}
+        methods = every_method()
+        known = dict.fromkeys(catalog(state.settings.catalog), methods)
+        known |= {cell.model.name: methods for cell in state.cells}
         self.notes.extend(state.baselines.strays(known))
         if dropped := self.provision.dropped():
             self.notes.append(f"in the release before, and not in this run: {', '.join(dropped)}")
@@ -390,8 +420,14 @@ class OnDevicePlugin:
             if self.config.pluginmanager.hasplugin("timeout"):
                 # Each stage has its own timeout; one probe may serve the items of a whole cell.
                 item.add_marker(pytest.mark.timeout(0))
-            check, cell = declared(item), cell_of(item)
-            if check is None or cell is None:
+            check = declared(item)
+            if check is None:
+                continue
+            if (subject := subject_of(item)) is not None:
+                for one in subject.cells:
+                    state.bench.declared.setdefault(one.id, set()).update(check.stages)
+            cell = cell_of(item)
+            if cell is None:
                 continue
             stages = state.bench.declared.setdefault(cell.id, set())
             stages |= check.stages
@@ -420,6 +456,8 @@ class OnDevicePlugin:
                     "rounds": settings.rounds,
                     "text": str(settings.text),
                     "windows": settings.windows,
+                    "context": settings.context,
+                    "calibration": str(settings.calibration),
                     "threads": settings.threads,
                     "rootdir": str(settings.rootdir),
                     "runtime": runtime().digest,
@@ -445,11 +483,11 @@ class OnDevicePlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Start an item with a clean slate, and let our own timeouts rule where we measure."""
-        cell = cell_of(item)
-        if cell is None:
+        if not cells_of(item):
             return
         item.stash[ITEM] = ItemState()
-        if cell.id in self.left_out:
+        cell = cell_of(item)
+        if cell is not None and cell.id in self.left_out:
             pytest.skip(f"requires an artifact of {cell.id}: neither file nor source is at hand")
 
     @pytest.hookimpl(wrapper=True)
@@ -457,14 +495,17 @@ class OnDevicePlugin:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send what the item found with its report, the one way that also works distributed."""
-        if cell_of(item) is not None and (call.when == "call" or call.excinfo is not None):
+        if cells_of(item) and (call.when == "call" or call.excinfo is not None):
             failed = call.excinfo is not None and not call.excinfo.errisinstance(
                 (pytest.skip.Exception, pytest.xfail.Exception)
             )
             why = call.excinfo.exconly(tryshort=True) if failed and call.excinfo else None
-            sent = report_item(item, self.state, why)
-            item.user_properties[:] = [pair for pair in item.user_properties if pair[0] != PROPERTY]
-            item.user_properties.append((PROPERTY, msgspec.json.encode(sent).decode()))
+            kept = [pair for pair in item.user_properties if pair[0] != PROPERTY]
+            sent = report_items(item, self.state, why)
+            item.user_properties[:] = [
+                *kept,
+                *((PROPERTY, msgspec.json.encode(one).decode()) for one in sent),
+            ]
         return (yield)
 
     @pytest.hookimpl(tryfirst=True)
@@ -542,6 +583,22 @@ def _check_text(settings: Settings) -> None:
         check_text(settings.text)
     except OnDeviceError as error:
         raise settings.given["text"].error(str(error)) from error
+
+
+def _check_calibration(settings: Settings, matrix: tuple[Cell, ...]) -> None:
+    """Refuse to judge importance matrices by the very text that they were made from."""
+    if settings.calibration is None and not any(cell.way.imatrix for cell in matrix):
+        return
+    try:
+        check_text(settings.calibration)
+        require_apart(
+            [text.path for text in calibration_texts(settings.calibration)[0]],
+            [text.path for text in texts(settings.text)[0]],
+        )
+    except OnDeviceError as error:
+        if settings.calibration is None:
+            raise
+        raise settings.given["calibration"].error(str(error)) from error
 
 
 def _other_build(settings: Settings) -> Build | None:

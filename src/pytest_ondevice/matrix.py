@@ -8,9 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .catalog import models
-from .errors import MissingError, OnDeviceError
-from .model.catalog import Cell
+from .errors import MissingError, OnDeviceError, did_you_mean
+from .model.catalog import Cell, Subject
+from .model.method import IMATRIX, KV_TYPES, PLAIN_KV, VARIANTS, Method, method_of
 from .model.quant_types import FILE_TYPES
 from .options import choose
 from .storage.candidates import Candidates
@@ -46,6 +49,16 @@ def runtime_methods() -> Mapping[str, int]:
     if bindings is None:
         return {name: file_type.id for name, file_type in FILE_TYPES.items()}
     return {name: int(number) for name, number in _FTYPE.findall(bindings.read_text("utf-8"))}
+
+
+def every_method() -> tuple[str, ...]:
+    """Name every method with every variant: what a cell, or a baseline, can be called."""
+    return tuple(
+        str(Method(file_type=name, imatrix=imatrix, kv=kv))
+        for name in runtime_methods()
+        for imatrix in ((False,) if name in FLOAT_METHODS else (False, True))
+        for kv in KV_TYPES
+    )
 
 
 def file_type_name(number: int | None) -> str | None:
@@ -88,20 +101,42 @@ def methods(settings: Settings) -> tuple[str, ...]:
         OptionError: A name is no file type of the installed llama.cpp and no group.
     """
     named = settings.methods or _offered(settings) or DEFAULT_METHODS
-    return expand(named, settings.given["methods"])
+    plain = expand(named, settings.given["methods"])
+    kinds = settings.kv_types
+    if not kinds:
+        return plain
+    several = [
+        msgspec.structs.replace(method_of(name), kv=kind)
+        for name in plain
+        for kind in (kinds if method_of(name).kv == PLAIN_KV else (method_of(name).kv,))
+    ]
+    return tuple(dict.fromkeys(map(str, several)))
 
 
 def expand(named: Iterable[str], value: Value) -> tuple[str, ...]:
-    """Expand groups and spellings to file types, duplicates merged.
+    """Expand groups and spellings to methods, duplicates merged; variants follow a plus.
 
     Raises:
-        OptionError: A name is no file type of the installed llama.cpp and no group.
+        OptionError: A name is no file type of the installed llama.cpp and no group, or has a
+            variant that there is not.
     """
     known = [*runtime_methods(), *METHOD_GROUPS]
     chosen: list[str] = []
     for name in named:
-        method = choose(value, "method", name, known)
-        chosen.extend(METHOD_GROUPS.get(method, (method,)))
+        base, *variants = name.split("+")
+        method = choose(value, "method", base, known)
+        for one in variants:
+            if one.casefold() not in VARIANTS:
+                near = did_you_mean(one, VARIANTS)
+                raise value.error(f"unknown variant '{one}' of {method}{near}")
+        for one in METHOD_GROUPS.get(method, (method,)):
+            try:
+                way = method_of("+".join([one, *(variant.casefold() for variant in variants)]))
+            except ValueError as error:
+                raise value.error(str(error)) from error
+            if way.imatrix and one in FLOAT_METHODS:
+                raise value.error(f"{one} does not quantize, so it needs no importance matrix")
+            chosen.append(str(way))
     return tuple(dict.fromkeys(chosen))
 
 
@@ -111,7 +146,8 @@ def _offered(settings: Settings) -> tuple[str, ...]:
         return ()
     try:
         found = Candidates.in_folder(settings.artifacts)
-        return found.methods(models(settings), runtime_methods())
+        known = [name for one in runtime_methods() for name in (one, f"{one}+{IMATRIX}")]
+        return found.methods(models(settings), known)
     except OnDeviceError as error:
         raise settings.given["artifacts"].error(str(error)) from error
 
@@ -130,3 +166,20 @@ def cells(settings: Settings, given: Collection[str] = ()) -> tuple[Cell, ...]:
         for model in models(settings)
         for method in dict.fromkeys(chosen if model.name in given else (REFERENCE, *chosen))
     )
+
+
+def subjects(cells: Iterable[Cell], per: str, *, caches_apart: bool = True) -> tuple[Subject, ...]:
+    """Group cells into what a law is held for, in matrix order.
+
+    Args:
+        cells: The matrix.
+        per: ``model`` or ``family``; a model of no known family is its own.
+        caches_apart: Cells of different types of the KV cache are different subjects.
+    """
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        name = (cell.model.family if per == "family" else "") or cell.model.name
+        if caches_apart and cell.way.kv != PLAIN_KV:
+            name += f"+kv-{cell.way.kv}"
+        found.setdefault(name, []).append(cell)
+    return tuple(Subject(name=name, cells=tuple(group)) for name, group in found.items())

@@ -24,24 +24,29 @@ from .errors import MissingError, OnDeviceError, StorageError
 from .matrix import FLOAT_METHODS, runtime_methods
 from .model.ending import Ending, Kind
 from .model.measurement import Measurement, ProtocolFields, digest_of
-from .model.quantity import DETERMINISTIC, QUANTITIES, Stage
+from .model.method import PLAIN_KV
+from .model.quantity import CONTEXTS, DETERMINISTIC, QUANTITIES, Stage
 from .options import BESIDE, LOCK
 from .price import MEMORY_FACTOR
 from .probe import runner
 from .probe.protocol import (
     MEMORY_EXECUTION,
     DecodePlan,
+    DeployedPlan,
+    EnergyPlan,
     Execution,
     FidelityPlan,
+    ImportanceJob,
     MeasureJob,
     MemoryPlan,
     ModelJob,
     QuantizeJob,
+    ReservePlan,
     SpeedPlan,
 )
 from .storage.artifacts import Recipe
 from .storage.files import megabytes, require_space, sha256_of
-from .texts import texts
+from .texts import calibration_texts, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +56,7 @@ if TYPE_CHECKING:
     from .model.catalog import Cell
     from .options import Settings
     from .probe.protocol import Event, Job, Text
-    from .provision import Artifact, Provision
+    from .provision import Artifact, GgufFile, Provision
     from .references import GivenReference
     from .stats import Look
     from .storage.costs import Costs
@@ -62,12 +67,17 @@ MOST_WINDOWS = 2**15
 """More windows than any reference file has."""
 
 GROUPS: tuple[tuple[Stage, ...], ...] = (
-    (Stage.VALIDATE, Stage.FIDELITY, Stage.DECODE),
+    (Stage.VALIDATE, Stage.RESERVE, Stage.FIDELITY, Stage.DECODE),
     (Stage.MEMORY,),
+    (Stage.DEPLOYED,),
+    (Stage.ENERGY,),
     (Stage.SPEED,),
 )
-"""Stages that share a worker process. Memory has its own: its peak must be nobody else's; speed has
-one for each round, the process being the unit of replication."""
+"""Stages that share a worker process. Those of memory have their own: a peak must be nobody else's;
+speed has one for each round, the process being the unit of replication."""
+
+_APART = frozenset({Stage.SPEED, Stage.MEMORY, Stage.DEPLOYED, Stage.ENERGY})
+"""Stages that are measured of each cell on its own, also where two have the same weights."""
 
 BINDING_ROUNDS = 8
 """So many rounds of a campaign make a verdict on speed; fewer are advisory."""
@@ -93,6 +103,10 @@ class StageFailedError(Exception):
 
 class UnsupportedError(Exception):
     """The quantity does not exist for this cell; the message says what it would need."""
+
+
+class NoMeterError(UnsupportedError):
+    """The machine has no meter of energy; the message says what was looked for, and what helps."""
 
 
 class Progress(Protocol):
@@ -172,7 +186,8 @@ class Bench:
             else:
                 made, records = self._staged(cell, name, windows)
         except figures.NoFigureError as error:
-            raise UnsupportedError(str(error)) from error
+            kind = NoMeterError if quantity.stage is Stage.ENERGY else UnsupportedError
+            raise kind(str(error)) from error
         reused = all(record.session != self.journal.session for record in records)
         protocol = digest_of(self.protocol(cell, quantity.stage))
         return msgspec.structs.replace(made, protocol=protocol, reused=reused)
@@ -188,9 +203,20 @@ class Bench:
         payload = record.payload or {}
         if stage is Stage.VALIDATE:
             return figures.of_validation(name, payload), [record]
-        if stage is Stage.DECODE:
-            return figures.of_decoding(name, payload), [record]
-        return figures.of_memory(name, payload), [record]
+        match stage:
+            case Stage.DECODE:
+                made = figures.of_decoding(name, payload)
+            case Stage.RESERVE:
+                made = figures.of_reserve(name, payload, self.settings.context)
+            case Stage.DEPLOYED:
+                exact = self.stage(cell, Stage.MEMORY).payload or {}
+                weights = self.artifact(cell).file.account.n_bytes
+                made = figures.of_deployment(name, payload, exact, weights)
+            case Stage.ENERGY:
+                made = figures.of_energy(name, payload)
+            case _:
+                made = figures.of_memory(name, payload)
+        return made, [record]
 
     def looks(self, cell: Cell, alpha: float) -> tuple[Look, ...]:
         """Return the looks of a sequential verdict on a cell's fidelity, as far as text goes.
@@ -335,30 +361,44 @@ class Bench:
         fields: ProtocolFields = {"stage": str(stage)}
         if stage is Stage.VALIDATE:
             fields["counts"] = "tensor bytes"
-        if stage in {Stage.HEADER, Stage.FIDELITY, Stage.MEMORY}:
+        if stage in {Stage.HEADER, Stage.FIDELITY, Stage.MEMORY, Stage.RESERVE}:
             given = self.given.get(cell.model.name) if stage is Stage.FIDELITY else None
             fields["lineage"] = (given.source if given else self.artifact(cell).lineage)[:16]
         if stage is Stage.FIDELITY:
-            plan = FidelityPlan(texts=(), execution=self._execution())
+            plan = FidelityPlan(texts=(), execution=self._execution(cell))
             fields |= _fields(plan.execution, without=("threads",))
             fields |= {"text": self._text()[1], "seed": plan.seed}
             if self._beside:
                 fields["kept"] = "the whole vocabulary"
             else:
                 fields |= {"top": plan.top, "tail": plan.tail}
-        elif stage is Stage.DECODE:
-            decode = self._decode_plan()
-            fields |= _fields(decode.execution, without=("threads",))
-            fields |= {"text": self._text()[1], "seed": decode.seed, "tokens": decode.tokens}
-        elif stage is Stage.MEMORY:
-            fields |= _fields(self._memory_plan())
-            fields |= {"page_size": os.sysconf("SC_PAGE_SIZE"), "libc": device().libc}
-            fields |= {"type_k": "f16", "type_v": "f16"}
-        elif stage is Stage.SPEED:
-            fields |= _fields(self._speed_plan())
+        else:
+            fields |= self._run_fields(cell, stage)
         if not fields.get("gpu_layers", 1):
             # On the CPU alone a protocol is what it was before there was a choice.
             del fields["gpu_layers"]
+        if stage in {Stage.FIDELITY, Stage.DECODE} and cell.way.kv == PLAIN_KV:
+            del fields["type_k"], fields["type_v"]
+        return fields
+
+    def _run_fields(self, cell: Cell, stage: Stage) -> ProtocolFields:
+        """Return what a protocol says of the way that a stage runs the weights."""
+        fields: ProtocolFields = {}
+        match stage:
+            case Stage.DECODE:
+                decode = self._decode_plan(cell)
+                fields = _fields(decode.execution, without=("threads",))
+                fields |= {"text": self._text()[1], "seed": decode.seed, "tokens": decode.tokens}
+            case Stage.MEMORY:
+                fields = _fields(self._memory_plan(cell)) | _platform()
+            case Stage.DEPLOYED:
+                fields = _fields(self._deployed_plan(cell)) | _platform()
+            case Stage.RESERVE:
+                fields = _fields(self._reserve_plan(cell).execution)
+            case Stage.ENERGY:
+                fields = _fields(self._energy_plan(cell), without=("sysfs",))
+            case Stage.SPEED:
+                fields = _fields(self._speed_plan(cell))
         return fields
 
     def call(self, cell: Cell, call: str, **arguments: Any) -> dict[str, object]:
@@ -369,7 +409,10 @@ class Bench:
         """
         artifact = self.artifact(cell)
         job = ModelJob(
-            artifact=str(artifact.file.path), call=call, execution=self._execution(), **arguments
+            artifact=str(artifact.file.path),
+            call=call,
+            execution=self._execution(cell),
+            **arguments,
         )
         with locked(lock_path()) as descriptor:
             result = self._run(cell, job, descriptor)
@@ -406,8 +449,9 @@ class Bench:
             if died is not None and died is not Stage.VALIDATE and left:
                 # Once more without the stage that died; what is known already stands.
                 self._attempt(cell, left, descriptor, part)
-            if Stage.MEMORY in missing and not self.busy:
-                self._retry_swapped(cell, descriptor)
+            if not self.busy:
+                for stage in {Stage.MEMORY, Stage.DEPLOYED}.intersection(missing):
+                    self._retry_swapped(cell, stage, descriptor)
 
     def _attempt(
         self, cell: Cell, stages: Sequence[Stage], descriptor: int | None, part: int = 0
@@ -420,17 +464,20 @@ class Bench:
         job = MeasureJob(
             artifact=str(artifact.file.path),
             validate=Stage.VALIDATE in stages,
-            memory=self._memory_plan() if Stage.MEMORY in stages else None,
-            speed=self._speed_plan() if Stage.SPEED in stages else None,
+            memory=self._memory_plan(cell) if Stage.MEMORY in stages else None,
+            speed=self._speed_plan(cell) if Stage.SPEED in stages else None,
             fidelity=self._fidelity_plan(cell, part) if Stage.FIDELITY in stages else None,
-            decode=self._decode_plan() if Stage.DECODE in stages else None,
+            decode=self._decode_plan(cell) if Stage.DECODE in stages else None,
+            reserve=self._reserve_plan(cell) if Stage.RESERVE in stages else None,
+            deployed=self._deployed_plan(cell) if Stage.DEPLOYED in stages else None,
+            energy=self._energy_plan(cell) if Stage.ENERGY in stages else None,
         )
 
         def on_event(event: Event) -> None:
             # The moment a result is there it is kept: whatever comes next, it stands.
             if event.event == "done" and event.stage in list(stages):
                 payload = event.payload
-                if self.busy and event.stage == Stage.SPEED:
+                if self.busy and event.stage in {Stage.SPEED, Stage.ENERGY}:
                     busy = "other test workers were running tests"
                     payload = payload | {"disturbed": [*_list(payload, "disturbed"), busy]}
                 self.journal.append(self._key(cell, Stage(event.stage), part), payload=payload)
@@ -446,11 +493,11 @@ class Bench:
                 died = stage
         return died
 
-    def _retry_swapped(self, cell: Cell, descriptor: int) -> None:
+    def _retry_swapped(self, cell: Cell, stage: Stage, descriptor: int) -> None:
         """Measure memory once more where it was swapped out; the second result stands."""
-        record = self._find(cell, Stage.MEMORY)
-        if record and record.payload and figures.of_memory("peak_memory", record.payload).disturbed:
-            self._attempt(cell, [Stage.MEMORY], descriptor)
+        record = self._find(cell, stage)
+        if record and record.payload and figures.swapped(record.payload):
+            self._attempt(cell, [stage], descriptor)
 
     # -- speed, in rounds over all cells that are timed
 
@@ -476,8 +523,12 @@ class Bench:
             {_round(place): record.payload or {} for place, record in records.items()},
             theirs,
             binding=BINDING_ROUNDS,
+            active=self._active(cell) if name == "roofline_fraction" else 0.0,
         )
         return made, list(records.values())
+
+    def _active(self, cell: Cell) -> float:
+        return self._from_header(cell, "active_bytes").value or 0.0
 
     def _crew(self, cell: Cell) -> list[Cell]:
         """Return the cells that are timed together: of one model, those whose items want it."""
@@ -608,14 +659,16 @@ class Bench:
             require_space(
                 self.settings.cache,
                 self.provision.expected_size(cell),
-                f"quantizing {cell.model.name} to {cell.method}",
+                f"quantizing {cell.model.name} to {cell.weights}",
             )
+            importance, calibration_time = self._importance(cell, source, descriptor)
             part = store.new_file()
             job = QuantizeJob(
                 source=str(source.path),
                 target=str(part),
-                file_type=runtime_methods()[cell.method],
+                file_type=runtime_methods()[cell.file_type],
                 threads=self.settings.threads,
+                importance=str(importance) if importance else "",
             )
             try:
                 result = self._run(cell, job, descriptor)
@@ -630,12 +683,14 @@ class Bench:
                     source_sha256=source.sha256,
                     source_type=source.type_name or "unknown",
                     model=cell.model.name,
-                    method=cell.method,
+                    method=cell.weights,
                     runtime=runtime.version,
                     runtime_digest=runtime.digest,
                     wall_time=payload["time"],
                     cpu_time=payload["cpu_time"],
                     peak_memory=payload["peak"],
+                    calibration=self.provision.calibration if importance else "",
+                    calibration_time=calibration_time,
                 )
                 try:
                     store.add(key, part, recipe)
@@ -648,6 +703,39 @@ class Bench:
             if made is None:
                 raise StorageError(f"{self.settings.cache}: the store lost what it was given")
             return made
+
+    def _importance(
+        self, cell: Cell, source: GgufFile, descriptor: int
+    ) -> tuple[Path | None, float]:
+        """Return the importance matrix of a method that wants one, and how long making it took.
+
+        Raises:
+            StageFailedError: Making it died or failed.
+        """
+        if not cell.way.imatrix:
+            return None, 0.0
+        texts, digest = calibration_texts(self.settings.calibration)
+        execution = Execution(threads=self.settings.threads, repack=False)
+        fields = {
+            "source": source.sha256,
+            "text": digest,
+            "runtime": self.provision.runtime.digest,
+            "execution": msgspec.to_builtins(execution),
+        }
+        folder = self.settings.cache / "importance"
+        target = folder / f"{cell.model.name}-{digest_of(fields)}.npz"
+        if target.exists():
+            return target, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        job = ImportanceJob(
+            source=str(source.path), target=str(target), texts=texts, execution=execution
+        )
+        began = time.monotonic()
+        result = self._run(cell, job, descriptor)
+        if "importance" not in result.payloads:
+            ending = next(iter(result.endings.values()))
+            raise StageFailedError(cell, Stage.QUANTIZE, ending)
+        return target, time.monotonic() - began
 
     def _require_memory(self, cell: Cell) -> None:
         """Refuse to start what cannot fit: swapping disturbs, and the kernel's killer is blunt."""
@@ -680,8 +768,9 @@ class Bench:
         if stage is Stage.FIDELITY:
             start, end = self._stretches()[part]
             fields["windows"] = [start, end]
+            fields["payload"] = "with bytes of text"
             fields["reference"] = self._reference_name(cell, part)
-        elif stage in {Stage.SPEED, Stage.MEMORY}:
+        elif stage in _APART:
             # Twins measured in one run stay apart: each is a sample of its own.
             fields["cell"] = cell.id
         if stage is Stage.SPEED:
@@ -695,18 +784,41 @@ class Bench:
 
     # -- plans
 
-    def _execution(self) -> Execution:
-        return Execution(threads=self.settings.threads, gpu_layers=self.settings.gpu_layers)
+    def _execution(self, cell: Cell) -> Execution:
+        return self._run_as(cell, Execution(threads=self.settings.threads))
 
-    def _memory_plan(self) -> MemoryPlan:
-        layers = self.settings.gpu_layers
-        return MemoryPlan(execution=msgspec.structs.replace(MEMORY_EXECUTION, gpu_layers=layers))
+    def _run_as(self, cell: Cell, execution: Execution) -> Execution:
+        """Run weights as the cell's method says, on the device of the settings."""
+        kv, layers = cell.way.kv, self.settings.gpu_layers
+        return msgspec.structs.replace(execution, type_k=kv, type_v=kv, gpu_layers=layers)
 
-    def _speed_plan(self) -> SpeedPlan:
-        return SpeedPlan(execution=self._execution())
+    def _exact(self, cell: Cell) -> Execution:
+        """Return the execution of the exact memory protocol, at the context of the settings."""
+        sized = msgspec.structs.replace(MEMORY_EXECUTION, n_ctx=self.settings.context)
+        return self._run_as(cell, sized)
 
-    def _decode_plan(self) -> DecodePlan:
-        return DecodePlan(texts=self._text()[0], execution=self._execution())
+    def _memory_plan(self, cell: Cell) -> MemoryPlan:
+        return MemoryPlan(execution=self._exact(cell))
+
+    def _reserve_plan(self, cell: Cell) -> ReservePlan:
+        return ReservePlan(contexts=CONTEXTS, execution=self._exact(cell))
+
+    def _deployed_plan(self, cell: Cell) -> DeployedPlan:
+        exact = self._exact(cell)
+        return DeployedPlan(execution=msgspec.structs.replace(exact, repack=True, mapped=True))
+
+    def _energy_plan(self, cell: Cell) -> EnergyPlan:
+        return EnergyPlan(
+            sysfs=str(self.settings.sysfs),
+            execution=msgspec.structs.replace(self._execution(cell), n_ctx=1024),
+        )
+
+    def _speed_plan(self, cell: Cell) -> SpeedPlan:
+        # The longest prompt and what is decoded after it.
+        return SpeedPlan(execution=msgspec.structs.replace(self._execution(cell), n_ctx=1024))
+
+    def _decode_plan(self, cell: Cell) -> DecodePlan:
+        return DecodePlan(texts=self._text()[0], execution=self._execution(cell))
 
     def _fidelity_plan(self, cell: Cell, part: int) -> FidelityPlan:
         first, last = self._stretches()[part]
@@ -714,7 +826,7 @@ class Bench:
             texts=self._text()[0],
             first=first,
             last=last,
-            execution=self._execution(),
+            execution=self._execution(cell),
         )
         if (given := self.given.get(cell.model.name)) is not None:
             return msgspec.structs.replace(
@@ -848,6 +960,8 @@ class Bench:
             raise UnsupportedError("--ondevice-rederive, which quantizes each candidate again")
         if artifact.origin != "candidate":
             raise UnsupportedError("a candidate: this artifact was made here")
+        if cell.way.imatrix:
+            raise UnsupportedError("a method without an importance matrix: its text is not known")
         try:
             made = self.provision.made(cell) or self._quantize(cell)
         except MissingError as error:
@@ -867,13 +981,20 @@ class Bench:
             "quantize_time": recipe.wall_time,
             "quantize_cpu_time": recipe.cpu_time,
             "quantize_peak_memory": float(recipe.peak_memory),
+            "quantize_speed": self.artifact(cell).file.account.n_weights / recipe.wall_time,
+            "calibration_time": recipe.calibration_time,
         }
         return Measurement(quantity=name, value=values[name], unit=QUANTITIES[name].unit)
 
 
+def _platform() -> ProtocolFields:
+    """Return what peaks depend on beside the protocol: the granularity and the allocator."""
+    return {"page_size": os.sysconf("SC_PAGE_SIZE"), "libc": device().libc}
+
+
 def quantized_method(cell: Cell) -> bool:
     """Whether a cell's method quantizes at all."""
-    return cell.method not in FLOAT_METHODS
+    return cell.file_type not in FLOAT_METHODS
 
 
 def _fields(plan: msgspec.Struct, without: Sequence[str] = ()) -> ProtocolFields:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-KINDS = ("fidelity", "size", "memory", "speed")
+KINDS = ("fidelity", "size", "memory", "reserve", "speed")
 """The kinds of baseline that can be recorded and required."""
 
 LOCK = "lock"
@@ -38,6 +38,14 @@ ROUNDS = {"smoke": 3, "release": 8}
 """Rounds of a speed campaign by budget; a number of windows goes with the rounds of smoke."""
 
 DEFAULT_TIMEOUT = 300.0
+
+DEFAULT_CONTEXT = 512
+
+KV_TYPES = ("f16", "q8_0", "q4_0")
+"""Types of the KV cache; a test holds them equal to those of the methods' variants."""
+
+MOST_CONTEXT = 2**20
+"""A longer context of the memory protocol is taken for a mistake."""
 
 MOST_THREADS = 512
 """llama.cpp's own limit (GGML_MAX_N_THREADS)."""
@@ -111,7 +119,33 @@ OPTIONS = (
         "methods",
         "NAMES",
         "Quantization methods, comma separated: llama.cpp file types (Q4_K_M) or groups."
-        " Default: study (Q2_K Q3_K_M Q4_0 Q4_K_M Q5_0 Q5_K_M Q8_0); F16 is added as reference",
+        " Default: study (Q2_K Q3_K_M Q4_0 Q4_K_M Q5_0 Q5_K_M Q8_0); F16 is added as reference."
+        " +imatrix quantizes with an importance matrix, +kv-q8_0 and +kv-q4_0 keep the KV cache so",
+    ),
+    Option(
+        "kv-types",
+        "TYPES",
+        "Types of the KV cache to run every method with, comma separated: f16, q8_0, q4_0."
+        " Default: f16",
+    ),
+    Option(
+        "context",
+        "TOKENS",
+        "Context length of the memory measurements, from 64; no baseline of another one is"
+        " compared. Default: 512",
+    ),
+    Option(
+        "calibration",
+        "FILE",
+        "Calibration text (UTF-8) of importance matrices; it must not be the evaluation text."
+        " Default: the text that ships",
+    ),
+    Option("require-energy", None, "Fail, not skip, where no meter can tell joules"),
+    Option(
+        "sysfs",
+        "DIR",
+        "Where the kernel's energy meters are, for containers that see the host's elsewhere."
+        " Default: /sys",
     ),
     Option(
         "suites",
@@ -180,16 +214,16 @@ OPTIONS = (
     Option(
         "update",
         "KINDS",
-        "Record this run's measurements as baselines: fidelity, size, memory, speed or all; with"
-        " lock the digests of its artifacts in ondevice.lock; with anyway also what failed or was"
-        " disturbed. Default when bare: all",
+        "Record this run's measurements as baselines: fidelity, size, memory, reserve, speed or"
+        " all; with lock the digests of its artifacts in ondevice.lock; with anyway also what"
+        " failed or was disturbed. Default when bare: all",
         const="all",
     ),
     Option(
         "require-baseline",
         "KINDS",
-        "Fail, not skip, where a baseline of these kinds is missing: fidelity, size, memory, speed,"
-        " all",
+        "Fail, not skip, where a baseline of these kinds is missing: fidelity, size, memory,"
+        " reserve, speed, all",
     ),
     Option(
         "bounds",
@@ -299,6 +333,11 @@ class Settings:
     Attributes:
         models: Model names or paths as typed, duplicates merged, in order.
         methods: Method or group names as typed, duplicates merged, in order; empty without.
+        kv_types: Types of the KV cache to run every method with; empty for f16 alone.
+        context: Context length of the memory measurements.
+        calibration: Calibration text, None for the one that ships.
+        require_energy: A missing meter fails.
+        sysfs: Where the kernel's energy meters are.
         suites: Names of suites, or None for all.
         catalog: The user's catalog of models, None for only the one that ships.
         accountant: Module and function that account for bits per weight, None for ours.
@@ -332,6 +371,11 @@ class Settings:
 
     models: tuple[str, ...]
     methods: tuple[str, ...]
+    kv_types: tuple[str, ...]
+    context: int
+    calibration: Path | None
+    require_energy: bool
+    sysfs: Path
     suites: tuple[str, ...] | None
     catalog: Path | None
     accountant: tuple[str, str] | None
@@ -439,6 +483,16 @@ def parse(config: pytest.Config) -> Settings:
     return Settings(
         models=names(given["models"]),
         methods=names(given["methods"]),
+        kv_types=tuple(
+            choose(given["kv-types"], "type", name, KV_TYPES) for name in names(given["kv-types"])
+        ),
+        context=int(
+            one("context", int, f"a number of tokens from 64 to {MOST_CONTEXT}", 64, MOST_CONTEXT)
+            or DEFAULT_CONTEXT
+        ),
+        calibration=path("calibration"),
+        require_energy=_switch(given["require-energy"]),
+        sysfs=path("sysfs") or Path("/sys"),
         suites=names(given["suites"]) or None,
         catalog=path("catalog"),
         accountant=_function(given["accountant"]),
@@ -483,6 +537,11 @@ def defaults(rootdir: Path, **chosen: Any) -> Settings:
     plain = Settings(
         models=(),
         methods=(),
+        kv_types=(),
+        context=DEFAULT_CONTEXT,
+        calibration=None,
+        require_energy=False,
+        sysfs=Path("/sys"),
         suites=None,
         catalog=None,
         accountant=None,

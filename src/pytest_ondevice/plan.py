@@ -75,6 +75,7 @@ def plan(
     dimensions: Dimensions | None = None,
     n_ctx: int,
     imatrix: bool = False,
+    kv: str = "f16",
 ) -> Plan:
     """Plan a model under a method.
 
@@ -84,6 +85,7 @@ def plan(
         dimensions: The model's shape, where there is no header.
         n_ctx: Tokens of the context that KV cache and memory are for.
         imatrix: An importance matrix will be there.
+        kv: Type of the KV cache.
 
     Raises:
         ValueError: Neither header nor dimensions were given, or the header does not hold them.
@@ -103,7 +105,7 @@ def plan(
     types: dict[str, int] = {}
     for tensor in tensors:
         types[tensor.type] = types.get(tensor.type, 0) + 1
-    kv_cache = kv_bytes(shape, n_ctx)
+    kv_cache = kv_bytes(shape, n_ctx, kv)
     return Plan(
         method=method,
         weights=counted.n_weights,
@@ -190,23 +192,28 @@ def n_weights(dimensions: Dimensions | None, header: Header | None) -> int:
         return 0
 
 
-def file_size(dimensions: Dimensions | None, header: Header | None, method: str) -> int | None:
+def file_size(
+    dimensions: Dimensions | None, header: Header | None, method: str, *, imatrix: bool = False
+) -> int | None:
     """Say how long an artifact's file will be; None if it cannot be planned."""
     try:
         if header is not None:
-            return _file_size(from_header(header, method), header, None, method)
+            return _file_size(from_header(header, method, imatrix=imatrix), header, None, method)
         if dimensions is not None:
-            tensors = from_dimensions(dimensions, method)
+            tensors = from_dimensions(dimensions, method, imatrix=imatrix)
             return _file_size(tensors, None, dimensions, method)
     except ValueError:
         pass
     return None
 
 
-def kv_bytes(dimensions: Dimensions, n_ctx: int) -> int:
-    """Bytes of a KV cache of F16 for a context; sliding windows are not taken off."""
+_CACHE_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+
+
+def kv_bytes(dimensions: Dimensions, n_ctx: int, kv: str = "f16") -> int:
+    """Bytes of a KV cache for a context; sliding windows are not taken off."""
     row = dimensions.kv_heads * dimensions.head_size
-    return 2 * dimensions.layers * n_ctx * row * 2
+    return int(2 * dimensions.layers * n_ctx * row * _CACHE_BITS[kv] / 8)
 
 
 def working_bytes(dimensions: Dimensions, n_ctx: int, n_ubatch: int = 512) -> int:

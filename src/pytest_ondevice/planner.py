@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from .catalog import find_model
 from .errors import BadFileError, MissingError, OnDeviceError
 from .formats.gguf import read_model
 from .matrix import expand
+from .model.method import method_of
 from .model.quant_types import FILE_TYPES
 from .options import Value
 from .plan import RULES, Plan, dimensions_of_config, plan
@@ -99,24 +102,29 @@ def plans(
     value = Value(",".join(methods), "--methods", "command line")
     every = [name for name in methods if name.casefold() == "all"]
     chosen = tuple(FILE_TYPES) if every else expand(methods, value)
-    known = [method for method in chosen if method in FILE_TYPES]
+    ways = {name: method_of(name) for name in chosen}
     try:
         made = [
-            plan(
-                method,
-                header=found.header,
-                dimensions=found.dimensions,
-                n_ctx=n_ctx,
-                imatrix=imatrix,
+            msgspec.structs.replace(
+                plan(
+                    way.file_type,
+                    header=found.header,
+                    dimensions=found.dimensions,
+                    n_ctx=n_ctx,
+                    imatrix=imatrix or way.imatrix,
+                    kv=way.kv,
+                ),
+                method=name,
             )
-            for method in known
+            for name, way in ways.items()
+            if way.file_type in FILE_TYPES
         ]
     except ValueError as error:
         raise OnDeviceError(f"{found.name}: {error}") from error
     unknown = [
-        Plan(method=method, refused="newer than the rules known here")
-        for method in chosen
-        if method not in FILE_TYPES
+        Plan(method=name, refused="newer than the rules known here")
+        for name, way in ways.items()
+        if way.file_type not in FILE_TYPES
     ]
     return (*made, *unknown)
 

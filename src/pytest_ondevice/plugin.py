@@ -16,8 +16,10 @@ from .fixtures import (
     ondevice_check,
     ondevice_compare,
     ondevice_identity,
+    ondevice_law,
     ondevice_measure,
     ondevice_model,
+    ondevice_subject,
 )
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ __all__ = [
     "ondevice_check",
     "ondevice_compare",
     "ondevice_identity",
+    "ondevice_law",
     "ondevice_measure",
     "ondevice_model",
+    "ondevice_subject",
     "pytest_addoption",
     "pytest_configure",
     "pytest_generate_tests",
@@ -57,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize every test that uses a cell over the cells."""
-    if "ondevice_cell" in metafunc.fixturenames:
+    if {"ondevice_cell", "ondevice_subject"} & set(metafunc.fixturenames):
         from .hooks import parametrize  # noqa: PLC0415
 
         parametrize(metafunc)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import plan
 from .matrix import FLOAT_METHODS
+from .model.method import method_of
 from .model.quant_types import FILE_TYPES
 from .model.quantity import Stage
 from .storage.files import megabytes
@@ -32,7 +33,14 @@ MEMORY_FACTOR = 1.1
 
 _WINDOW = 512
 _ALL_WINDOWS = 40
-_STAGES = (Stage.VALIDATE, Stage.SPEED, Stage.FIDELITY, Stage.DECODE, Stage.MEMORY)
+_STAGES = (
+    Stage.VALIDATE,
+    Stage.SPEED,
+    Stage.FIDELITY,
+    Stage.DECODE,
+    Stage.MEMORY,
+    Stage.DEPLOYED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +122,9 @@ def price(
 ) -> Price:
     """Add up what some cells take."""
     seconds = known = 0.0
+    made = _to_make(loads)
     for load in loads:
-        for stage in (Stage.QUANTIZE, *_STAGES) if load.make else _STAGES:
+        for stage in (Stage.QUANTIZE, *_STAGES) if load in made else _STAGES:
             units = load.weights * _work(stage, windows, rounds)
             if stage is Stage.SPEED and load.cell.reference:
                 units *= 2  # it is the first and the last of every round
@@ -125,11 +134,20 @@ def price(
             known += taken if rate is not None else 0
     return Price(
         downloads=downloads,
-        disk=sum(load.size for load in loads if load.make),
+        disk=sum(load.size for load in made),
         largest=max(loads, key=lambda load: load.memory, default=None),
         seconds=seconds,
         known=known / seconds if seconds else 0.0,
     )
+
+
+def _to_make(loads: Sequence[Load]) -> list[Load]:
+    """Choose what has to be quantized, once where cells only differ in how they run it."""
+    found: dict[tuple[str, str, bool], list[Load]] = {}
+    for load in loads:
+        cell = load.cell
+        found.setdefault((cell.model.name, cell.weights, cell.before), []).append(load)
+    return [group[0] for group in found.values() if all(load.make for load in group)]
 
 
 def _work(stage: Stage, windows: int | None, rounds: int) -> int:
@@ -145,8 +163,12 @@ def n_weights(model: Model, header: Header | None) -> int:
 
 
 def planned_size(model: Model, header: Header | None, method: str) -> int | None:
-    """Say how long an artifact's file will be; None if it cannot be planned."""
-    return plan.file_size(model.dimensions, header, method)
+    """Say how long an artifact's file will be; None if it cannot be planned.
+
+    ``method`` may have the variant of an importance matrix, which some rules look at.
+    """
+    way = method_of(method)
+    return plan.file_size(model.dimensions, header, way.file_type, imatrix=way.imatrix)
 
 
 def guessed_size(weights: int, method: str) -> int:
@@ -166,8 +188,9 @@ def _guessed_rate(stage: Stage, threads: int) -> float:
     tokens = {
         Stage.FIDELITY: _WINDOW,
         Stage.DECODE: 700,
-        Stage.SPEED: 1000,
+        Stage.SPEED: 2000,
         Stage.MEMORY: 700,
+        Stage.DEPLOYED: 700,
         Stage.VALIDATE: 30,
     }
     if stage is Stage.QUANTIZE:

@@ -23,6 +23,7 @@ from .storage.artifacts import ArtifactStore, Recipe
 from .storage.candidates import Candidates
 from .storage.files import sha256_of
 from .storage.sources import locate
+from .texts import calibration_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -276,7 +277,7 @@ class Provision:
             OnDeviceError: What it is made from is missing or broken.
         """
         source, _ = self.source(cell.model)
-        if source.type_name == cell.method:
+        if source.type_name == cell.weights:
             return self._artifact(cell, source, "source", None)
         stored = self.store.find(self.recipe_key(cell))
         if stored is None:
@@ -287,15 +288,25 @@ class Provision:
     def recipe_key(self, cell: Cell) -> str:
         """Name what a cell's artifact is made of and with."""
         source, _ = self.source(cell.model)
-        return digest_of(
-            {"source": source.sha256, "method": cell.method, "runtime": self.runtime.digest}
-        )
+        fields = {
+            "source": source.sha256,
+            "method": cell.file_type,
+            "runtime": self.runtime.digest,
+        }
+        if cell.way.imatrix:
+            fields["calibration"] = self.calibration
+        return digest_of(fields)
+
+    @property
+    def calibration(self) -> str:
+        """Digest of the text that importance matrices are made from."""
+        return calibration_texts(self.settings.calibration)[1]
 
     def expected_size(self, cell: Cell) -> int:
         """Say how long an artifact will be that is made from the source at hand."""
         source, _ = self.source(cell.model)
-        planned = planned_size(cell.model, source.header, cell.method)
-        return planned or guessed_size(source.account.n_weights, cell.method)
+        planned = planned_size(cell.model, source.header, cell.weights)
+        return planned or guessed_size(source.account.n_weights, cell.file_type)
 
     def _load(self, cell: Cell) -> Load:
         if cell.before and self.compares_builds:
@@ -308,10 +319,11 @@ class Provision:
         place = self._place(cell.model)
         header = self._file(place).header if place.here() is not None else None
         count = n_weights(cell.model, header) or place.size // 2
-        as_it_is = cell.method in {place.file_type, header and file_type_name(header.file_type)}
+        as_it_is = cell.weights in {place.file_type, header and file_type_name(header.file_type)}
         if as_it_is:
             return Load(cell, count, place.size, make=False)
-        size = planned_size(cell.model, header, cell.method) or guessed_size(count, cell.method)
+        planned = planned_size(cell.model, header, cell.weights)
+        size = planned or guessed_size(count, cell.file_type)
         make = header is None or self.store.find(self.recipe_key(cell)) is None
         return Load(cell, count, size, make=make)
 
@@ -343,7 +355,7 @@ class Provision:
 
     def _candidate(self, cell: Cell) -> Weights | None:
         where = self._before if cell.before and not self.compares_builds else self._candidates
-        return where.find(cell.model, cell.method) if where is not None else None
+        return where.find(cell.model, cell.weights) if where is not None else None
 
     def _place(self, model: Model) -> Weights:
         """Locate a model's source once; that it is nowhere is remembered too."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from .checks import Check
     from .measure import Bench
-    from .model.catalog import Cell
+    from .model.catalog import Cell, Subject
+    from .model.law import LawReport
     from .model.measurement import Measurement, ProtocolFields
     from .options import Settings
     from .references import GivenReference
@@ -33,6 +34,9 @@ PREFIX = "ondevice"
 
 BUDGET = "ondevice_budget"
 """The fixture that stands for a limit of the user's own."""
+
+SUBJECT = "ondevice_subject"
+"""The fixture that stands for what a law is held for."""
 
 PROPERTY = "pytest_ondevice_item"
 """The name in ``user_properties`` under which an item's report travels, as JSON text."""
@@ -75,10 +79,19 @@ class State:
 
 @dataclass
 class ItemState:
-    """What one item measured and what was judged."""
+    """What one item measured and what was judged.
+
+    Attributes:
+        results: Verdicts.
+        measured: What it measured of its cell, by quantity.
+        others: What a law measured, by cell id and quantity.
+        laws: What was found of laws.
+    """
 
     results: list[CheckResult] = field(default_factory=list)
     measured: dict[str, Measurement] = field(default_factory=dict)
+    others: dict[str, dict[str, Measurement]] = field(default_factory=dict)
+    laws: list[LawReport] = field(default_factory=list)
 
 
 STATE = pytest.StashKey[State]()
@@ -89,6 +102,20 @@ def cell_of(item: pytest.Item) -> Cell | None:
     """Return the cell an item is parametrized with, None if it is none of ours."""
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("ondevice_cell") if callspec is not None else None
+
+
+def subject_of(item: pytest.Item) -> Subject | None:
+    """Return what an item's law is held for, None if it holds none."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(SUBJECT) if callspec is not None else None
+
+
+def cells_of(item: pytest.Item) -> tuple[Cell, ...]:
+    """Return the cells that an item needs: its own, or those of its law; none if it is not ours."""
+    cell, subject = cell_of(item), subject_of(item)
+    if cell is not None:
+        return (cell,)
+    return subject.cells if subject is not None else ()
 
 
 def budget_of(item: pytest.Item) -> Budget | None:
@@ -108,11 +135,12 @@ def check_id(item: pytest.Item) -> str:
     return found.id if found else item.nodeid.partition("[")[0]
 
 
-def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemReport | None:
+def report_items(item: pytest.Item, state: State, failure: str | None) -> list[ItemReport]:
     """Gather what an item found; ``failure`` is why it failed if it is not in its results."""
-    cell = cell_of(item)
-    if cell is None:
-        return None
+    cell, subject = cell_of(item), subject_of(item)
+    name = cell.id if cell is not None else subject.name if subject is not None else None
+    if name is None:
+        return []
     found = item.stash.get(ITEM, ItemState())
     results = list(found.results)
     bad = {Verdict.FAIL, Verdict.INVALID, Verdict.INCONCLUSIVE, Verdict.NO_BASELINE}
@@ -120,13 +148,26 @@ def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemRep
         results.append(
             CheckResult(
                 check=check_id(item),
-                cell=cell.id,
+                cell=name,
                 verdict=Verdict.FAIL,
                 message=failure,
                 outcome="failed",
             )
         )
     results = [msgspec.structs.replace(result, node=item.nodeid) for result in results]
+    if cell is not None:
+        sent = _cell_report(cell, found.measured, state)
+        return [msgspec.structs.replace(sent, results=tuple(results))]
+    assert subject is not None  # one of the two is there
+    by_id = {one.id: one for one in subject.cells}
+    return [
+        ItemReport(cell=name, results=tuple(results), laws=tuple(found.laws)),
+        *(_cell_report(by_id[one], measured, state) for one, measured in found.others.items()),
+    ]
+
+
+def _cell_report(cell: Cell, measured: Mapping[str, Measurement], state: State) -> ItemReport:
+    """Say what was measured of a cell, and of what."""
     artifact = None
     protocols: dict[str, ProtocolFields] = {}
     system_info = ""
@@ -138,13 +179,12 @@ def report_item(item: pytest.Item, state: State, failure: str | None) -> ItemRep
         made = state.bench.made(cell)
         if made is not None:
             artifact = made.facts()
-            protocols = state.bench.protocols(cell, found.measured)
-            logits = state.bench.logits(cell) if fidelity & found.measured.keys() else {}
+            protocols = state.bench.protocols(cell, measured)
+            logits = state.bench.logits(cell) if fidelity & measured.keys() else {}
         before = state.bench.made(cell.predecessor)
     return ItemReport(
         cell=cell.id,
-        results=tuple(results),
-        measurements=tuple(found.measured.values()),
+        measurements=tuple(measured.values()),
         artifact=artifact,
         protocols=protocols,
         logits=logits,

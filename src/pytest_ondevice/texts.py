@@ -1,4 +1,4 @@
-"""The evaluation text: the one that ships, or the user's own, and its digest."""
+"""Evaluation and calibration text: those that ship, or the user's own, and their digests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,20 @@ VERSION = "v1"
 @functools.lru_cache(maxsize=8)
 def texts(own: Path | None) -> tuple[tuple[Text, ...], str]:
     """Return the text's files by kind, and the digest over their contents."""
+    return _read(own, "text")
+
+
+@functools.lru_cache(maxsize=8)
+def calibration_texts(own: Path | None) -> tuple[tuple[Text, ...], str]:
+    """Return the calibration text's files by kind, and the digest over their contents."""
+    return _read(own, "calibration")
+
+
+def _read(own: Path | None, what: str) -> tuple[tuple[Text, ...], str]:
     if own is not None:
         found: tuple[Text, ...] = (Text("text", str(own)),)
     else:
-        folder = resources.files("pytest_ondevice") / "data" / "text" / VERSION
+        folder = resources.files("pytest_ondevice") / "data" / what / VERSION
         found = tuple(
             Text(Path(path.name).stem, str(path))
             for path in sorted(folder.iterdir(), key=lambda path: path.name)

@@ -101,7 +101,7 @@ def quote(settings: Settings, cells: Sequence[Cell], costs: Costs) -> Price | No
     if isinstance(settings.artifacts, Path):
         ready = Candidates.in_folder(settings.artifacts)
     for cell in cells:
-        candidate = ready.find(cell.model, cell.method) if ready is not None else None
+        candidate = ready.find(cell.model, cell.weights) if ready is not None else None
         header = header_at_hand(cell.model)
         count = n_weights(cell.model, header)
         if candidate is not None:
@@ -109,10 +109,11 @@ def quote(settings: Settings, cells: Sequence[Cell], costs: Costs) -> Price | No
             continue
         if not count:
             return None
-        size = planned_size(cell.model, header, cell.method) or guessed_size(count, cell.method)
+        planned = planned_size(cell.model, header, cell.weights)
+        size = planned or guessed_size(count, cell.file_type)
         # A source that is elsewhere is taken to be the reference's: downloaded, not made.
         absent = header is None and cell.reference
-        as_it_is = header is not None and file_type_name(header.file_type) == cell.method
+        as_it_is = header is not None and file_type_name(header.file_type) == cell.weights
         loads.append(Load(cell, count, size, make=not (absent or as_it_is)))
         if absent:
             downloads[str(cell.model.sources[0])] = size

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from pytest_ondevice.api import Checker, Measurer
     from pytest_ondevice.model.catalog import Cell
 
-QUANTIZE = ("quantize_time", "quantize_cpu_time", "quantize_peak_memory")
+QUANTIZE = (
+    "quantize_time",
+    "quantize_cpu_time",
+    "quantize_speed",
+    "calibration_time",
+    "quantize_peak_memory",
+)
 
 
 @check("efficiency.quantize", measures=QUANTIZE, owns=(Stage.QUANTIZE,))
@@ -23,6 +29,7 @@ def test_quantize(ondevice_cell: Cell, ondevice_check: Checker, ondevice_measure
     """
     for part in QUANTIZE[:-1]:
         ondevice_measure(part)
+    ondevice_measure("calibrated")
     measured = ondevice_measure("quantize_peak_memory")
     size = ondevice_measure("weight_bytes").value or 0.0
     weights = 8 * size / (ondevice_measure("effective_bpw").value or 1.0)

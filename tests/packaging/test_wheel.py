@@ -65,7 +65,9 @@ def test_the_wheel_holds_what_it_should_and_nothing_else(built):
         "pytest_ondevice/py.typed",
         "pytest_ondevice/data/catalog.toml",
         "pytest_ondevice/data/text/v1/german.txt",
+        "pytest_ondevice/data/calibration/v1/german.txt",
         "pytest_ondevice/suites/fidelity/test_fidelity.py",
+        "pytest_ondevice/suites/laws/test_laws.py",
         "pytest_ondevice/baselines/portable/smollm2-135m/Q4_K_M.json",
     ):
         assert needed in names

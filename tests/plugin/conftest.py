@@ -22,7 +22,7 @@ import pytest_ondevice.hooks  # noqa: F401
 from pytest_ondevice import catalog, devices, matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from projects import Project
@@ -129,6 +129,28 @@ def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     writer.write_tensors_to_file()
     writer.close()
     return path.read_bytes()
+
+
+@pytest.fixture
+def write_gguf(project: Project) -> Callable[[str, str], Path]:
+    """Write a whole GGUF file of a method, with one tensor of 256 x 256 zeros."""
+
+    def write(name: str, method: str) -> Path:
+        path = project.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = gguf.GGMLQuantizationType[method]
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{method}"])
+        zeros = np.zeros((256, 256 // block * size), np.uint8)
+        writer.add_tensor("blk.0.attn_q.weight", zeros, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
 
 
 @pytest.fixture

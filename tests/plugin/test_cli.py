@@ -97,6 +97,7 @@ def script(*args: str | Path, **options: object) -> subprocess.CompletedProcess[
 
 COMMANDS = [
     *([], ["models"], ["plan"], ["inspect"], ["check"], ["compare"], ["summary"], ["calibrate"]),
+    *(["export"], ["plot"]),
     *(["reference"], ["reference", "make"], ["reference", "check"]),
     *(["cache"], ["cache", "list"], ["cache", "prune"]),
 ]
@@ -145,6 +146,9 @@ def test_version(command: Callable[..., Said]) -> None:
         ["compare", "a.json"],
         ["compare", "a.json", "b.json", "--json", "--markdown"],
         ["summary"],
+        ["export"],
+        ["export", "a.json", "b.json"],
+        ["plot"],
         ["reference"],
         ["reference", "make", "m"],
         ["reference", "check"],

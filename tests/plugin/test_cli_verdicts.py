@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from pytest_ondevice.measure import StageFailedError
 from pytest_ondevice.model.catalog import Cell, Model, ModelSource
 from pytest_ondevice.model.device import Device, Runtime
 from pytest_ondevice.model.ending import Ending, Kind
+from pytest_ondevice.model.law import LawPoint, LawReport
 from pytest_ondevice.model.measurement import Measurement
 from pytest_ondevice.model.quantity import Stage
 from pytest_ondevice.model.report import SCHEMA_VERSION, CellReport, CheckResult, Report
@@ -95,7 +97,12 @@ def cell(size: float, name: str = "m-Q4_0") -> CellReport:
     )
 
 
-def written(path: str, *cells: CellReport, checks: tuple[CheckResult, ...] = ()) -> Path:
+def written(
+    path: str,
+    *cells: CellReport,
+    checks: tuple[CheckResult, ...] = (),
+    laws: tuple[LawReport, ...] = (),
+) -> Path:
     made = Report(
         schema_version=SCHEMA_VERSION,
         generator="pytest-ondevice 0",
@@ -110,6 +117,7 @@ def written(path: str, *cells: CellReport, checks: tuple[CheckResult, ...] = ())
         settings={},
         cells=cells,
         checks=checks,
+        laws=laws,
         protocols={},
         notes=(),
     )
@@ -208,6 +216,143 @@ def test_no_report_has_no_summary(refused: Callable[..., str]) -> None:
     assert refused("summary", "gone.json").startswith("gone.json: cannot read it: ")
     Path("bad.json").write_text("[]")
     assert refused("summary", "bad.json").startswith("bad.json: it is no report: ")
+
+
+# -- export and plot
+
+LAW = LawReport(
+    law="file_size",
+    subject="m",
+    verdict=Verdict.PASS,
+    message="a line",
+    x="weight_bytes",
+    x_unit="B",
+    y="file_size",
+    y_unit="B",
+    points=tuple(
+        LawPoint(cell=f"m-{method}", x=float(x), y=x + 10.0, fitted=x + 10.0, residual=0.0)
+        for method, x in (("Q4_0", 4 * MIB), ("Q8_0", 8 * MIB), ("F16", 16 * MIB))
+    ),
+    slope=1.0,
+    intercept=10.0,
+    r2=1.0,
+)
+
+
+def test_a_report_is_exported_as_a_table(command: Callable[..., Said]) -> None:
+    path = written("report.json", cell(9 * MIB), cell(10 * MIB, "m-Q8_0"), laws=(LAW,))
+    status, out, err = command("export", path)
+    assert (status, err) == (0, "")
+    assert out == [
+        "cell,model,method,quantity,value,error,unit,n",
+        f'"m-Q4_0","m","Q4_0","file_size",{9 * MIB}.0,,"B",1',
+        f'"m-Q8_0","m","Q8_0","file_size",{10 * MIB}.0,,"B",1',
+    ]
+    status, out, _ = command("export", path, "--format=json")
+    rows = json.loads("\n".join(out))
+    assert status == 0
+    assert [(row["cell"], row["value"]) for row in rows] == [
+        ("m-Q4_0", 9 * MIB),
+        ("m-Q8_0", 10 * MIB),
+    ]
+    status, out, _ = command("export", path, "--format=jsonl")
+    assert [json.loads(line) for line in out] == rows
+
+
+def test_speeds_are_exported_as_llama_bench_has_them(command: Callable[..., Said]) -> None:
+    timed = Measurement(
+        quantity="decode_speed", value=30.0, unit="tokens/s", n=2, samples=(29.0, 31.0)
+    )
+    speed = msgspec.structs.replace(cell(1), measurements={"decode_speed": timed})
+    path = written("report.json", speed, cell(2, "m-Q8_0"))
+    status, out, err = command("export", path, "--as=llama-bench", "--format=jsonl")
+    assert (status, err) == (0, "")
+    (row,) = map(json.loads, out)
+    assert (row["avg_ts"], row["samples_ts"]) == (30.0, [29.0, 31.0])
+    # Without a speed there is no row, and no failure.
+    status, out, _ = command("export", written("none.json", cell(2)), "--as=llama-bench")
+    assert (status, len(out)) == (0, 1)
+    assert out[0].startswith("build_commit,")
+
+
+@pytest.mark.parametrize("name", ["export", "plot"])
+def test_what_is_no_report_is_neither_exported_nor_drawn(
+    refused: Callable[..., str], name: str
+) -> None:
+    assert refused(name, "gone.json").startswith("gone.json: cannot read it: ")
+    Path("bad.json").write_text("[]")
+    assert refused(name, "bad.json").startswith("bad.json: it is no report: ")
+    later = json.loads(written("later.json", cell(1)).read_bytes()) | {"schema_version": 99}
+    Path("later.json").write_text(json.dumps(later))
+    assert "its schema_version is 99" in refused(name, "later.json")
+
+
+@pytest.mark.parametrize(
+    "args", [["export", "--as=xls"], ["export", "--format=xml"], ["plot", "--format=gif"]]
+)
+def test_wrong_kinds_of_export(command: Callable[..., Said], args: list[str]) -> None:
+    name, *more = args
+    status, out, err = command(name, written("report.json", cell(1)), *more)
+    assert (status, out) == (2, [])
+    assert "invalid choice: " in err
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_report_is_drawn(command: Callable[..., Said], suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = written("report.json", cell(9 * MIB), laws=(LAW,))
+    status, out, err = command("plot", path, "--output=deep/er", f"--format={suffix}")
+    assert (status, err) == (0, "")
+    # One law with points; no cell has loss or memory.
+    assert out == [f"deep/er/file_size-m.{suffix}"]
+    content = Path(out[0]).read_bytes()
+    assert (b"<svg" if suffix == "svg" else b"\x89PNG") in content[:1000]
+    before = content
+    assert command("plot", path, "--output=deep/er", f"--format={suffix}")[0] == 0
+    assert Path(out[0]).read_bytes() == before
+
+
+def test_pictures_go_into_a_folder_of_their_own(command: Callable[..., Said]) -> None:
+    pytest.importorskip("matplotlib")
+    assert command("plot", written("report.json", laws=(LAW,)))[:2] == (
+        *(0, ["plots/file_size-m.svg"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("file", "it is no folder"), ("file/sub", ""), ("a" * 300, ""), ("", "")],
+    ids=["file", "below a file", "too long", "empty"],
+)
+def test_pictures_do_not_go_where_they_cannot(
+    refused: Callable[..., str], output: str, said: str
+) -> None:
+    Path("file").write_text("")
+    found = refused("plot", written("report.json", laws=(LAW,)), f"--output={output}")
+    assert found.startswith(f"--output={output}: {said}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_pictures_do_not_go_into_a_folder_that_is_not_ours(refused: Callable[..., str]) -> None:
+    Path("locked").mkdir(mode=0o500)
+    path = written("report.json", laws=(LAW,))
+    assert refused("plot", path, "--output=locked").startswith("--output=locked: ")
+
+
+def test_without_matplotlib_one_sentence_says_how_to_get_it(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = refused("plot", written("report.json", laws=(LAW,)))
+    assert said == "pictures need matplotlib: pip install 'pytest-ondevice[plots]'"
+
+
+def test_a_report_with_nothing_to_draw_says_so(refused: Callable[..., str]) -> None:
+    pytest.importorskip("matplotlib")
+    said = refused("plot", written("report.json", cell(1)))
+    assert said == "report.json: it holds no figure that could be drawn"
 
 
 # -- reference check
@@ -643,6 +788,7 @@ def test_progress_elsewhere_is_a_line_now_and_then(
         (["compare", "old.json", "new.json", "--markdown"], 1),
         (["compare", "old.json", "new.json", "--json"], 1),
         (["summary", "old.json"], 0),
+        (["export", "old.json"], 0),
         (["reference", "check", "m.npz"], 1),
         (["calibrate", "--help"], 0),
     ],

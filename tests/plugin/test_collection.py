@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,9 @@ from projects import NOTHING, sentence, sentence_or_all
 from pytest_ondevice import shipped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from projects import Project
 
 MODEL = "--ondevice-models=smollm2-135m"
@@ -18,7 +22,7 @@ METHODS = "--ondevice-methods=Q4_0,Q8_0"
 F16, Q4_0, Q8_0 = (f"smollm2-135m-{method}" for method in ("F16", "Q4_0", "Q8_0"))
 MINE = "def test_mine():\n    assert False, 'this is mine'\n"
 
-# Every check that ships, and the cells it is for.
+# Every check that ships, and the cells it is for; a law is for a model, or for a family.
 CHECKS = {
     "artifact::test_quantized": (Q4_0, Q8_0),
     "artifact::test_file_type": (F16, Q4_0, Q8_0),
@@ -44,7 +48,25 @@ CHECKS = {
     "fidelity::test_rms_dp": (Q4_0, Q8_0),
     "fidelity::test_decode": (F16, Q4_0, Q8_0),
     "fidelity::test_reference": (F16,),
+    **{
+        f"laws::test_{law}": ("smollm2-135m",)
+        for law in (
+            "memory",
+            "file_size",
+            "decode_time",
+            "kv_cache",
+            "loss_envelope",
+            "loss_monotone",
+            "pareto",
+            "marginal",
+        )
+    },
+    "laws::test_threshold": ("smollm2",),
+    "laws::test_power": ("smollm2-135m",),
     "resources::test_peak_memory": (F16, Q4_0, Q8_0),
+    "resources::test_reserved_memory": (F16, Q4_0, Q8_0),
+    "resources::test_deployed_memory": (F16, Q4_0, Q8_0),
+    "resources::test_energy": (F16, Q4_0, Q8_0),
     "resources::test_speed": (F16, Q4_0, Q8_0),
     "resources::test_decode_speed": (Q4_0, Q8_0),
     "resources::test_prefill_speed": (Q4_0, Q8_0),
@@ -92,7 +114,10 @@ def test_testpaths_are_no_typed_path(mine: Project) -> None:
 
 def test_every_model_is_gated(mine: Project) -> None:
     found = mine.collect("--ondevice-models=smollm2-135m,qwen2.5-0.5b", METHODS)
-    others = [node.replace("smollm2-135m", "qwen2.5-0.5b") for node in ids()]
+    others = [
+        node.replace("smollm2-135m", "qwen2.5-0.5b").replace("[smollm2]", "[qwen2.5]")
+        for node in ids()
+    ]
     assert sorted(found) == sorted([*ids(), *others])
 
 
@@ -107,7 +132,9 @@ def test_k_selects_among_the_checks(mine: Project) -> None:
     ]
 
 
-@pytest.mark.parametrize("suites", ["artifact", "Fidelity,artifact", "resources,efficiency"])
+@pytest.mark.parametrize(
+    "suites", ["artifact", "Fidelity,artifact", "resources,efficiency", "laws,fidelity"]
+)
 def test_suites_select(mine: Project, suites: str) -> None:
     chosen = suites.casefold().split(",")
     assert mine.collect(MODEL, METHODS, f"--ondevice-suites={suites}") == ids(*chosen)
@@ -160,6 +187,103 @@ def test_how_the_user_names_tests_still_holds_for_the_users(mine: Project) -> No
     mine.write("check_mine.py", "def check_mine(ondevice_cell): pass\ndef test_no(): pass\n")
     found = mine.collect(MODEL, "--ondevice-methods=F16", ".", "--ondevice-suites=efficiency")
     assert found == [f"check_mine.py::check_mine[{F16}]", f"efficiency::test_quantize[{F16}]"]
+
+
+# -- laws, which are of many cells
+
+LAWS = "--ondevice-suites=laws"
+
+
+def test_a_law_is_held_once_for_a_model_and_that_of_families_once_for_a_family(
+    mine: Project,
+) -> None:
+    found = mine.collect("--ondevice-models=smollm2-135m,qwen2.5-0.5b,smollm2-360m", METHODS, LAWS)
+    memory = [node for node in found if "::test_memory[" in node]
+    assert memory == [
+        f"laws::test_memory[{name}]" for name in ("smollm2-135m", "qwen2.5-0.5b", "smollm2-360m")
+    ]
+    families = [node for node in found if "::test_threshold[" in node]
+    assert families == ["laws::test_threshold[smollm2]", "laws::test_threshold[qwen2.5]"]
+
+
+def test_cells_of_another_cache_are_held_apart_but_where_caches_are_compared(
+    mine: Project,
+) -> None:
+    found = mine.collect(MODEL, METHODS, LAWS, "--ondevice-kv-types=f16,q8_0")
+    assert [node for node in found if "::test_memory[" in node] == [
+        "laws::test_memory[smollm2-135m]",
+        "laws::test_memory[smollm2-135m+kv-q8_0]",
+    ]
+    assert [node for node in found if "::test_threshold[" in node] == [
+        "laws::test_threshold[smollm2]",
+        "laws::test_threshold[smollm2+kv-q8_0]",
+    ]
+    assert [node for node in found if "::test_kv_cache[" in node] == [
+        "laws::test_kv_cache[smollm2-135m]"
+    ]
+
+
+def test_a_file_of_no_family_is_held_alone(project: Project, tiny: list[str]) -> None:
+    found = project.collect(*tiny, LAWS)
+    assert "laws::test_threshold[tiny]" in found
+    assert "laws::test_memory[tiny]" in found
+
+
+def test_a_users_own_test_may_hold_a_law(project: Project, tiny: list[str]) -> None:
+    project.write(
+        "test_own.py",
+        """
+def test_own(ondevice_subject, ondevice_law):
+    assert ondevice_subject.name == "tiny"
+    assert [cell.id for cell in ondevice_subject.cells] == ["tiny-F16"]
+    ondevice_law("file_size")
+
+def test_unknown(ondevice_law):
+    ondevice_law("file-size")
+""",
+    )
+    assert project.collect(*tiny, "test_own.py") == [
+        "test_own.py::test_own[tiny]",
+        "test_own.py::test_unknown[tiny]",
+    ]
+    result = project.run(*tiny, "test_own.py", "-rs", "--ondevice-report=r.json")
+    result.assert_outcomes(skipped=1, failed=1)
+    # One file has no line through it: the law says what it would need.
+    result.stdout.fnmatch_lines(["*requires 3 cells of different weight_bytes*"])
+    result.stdout.fnmatch_lines(["*unknown law 'file-size'; did you mean 'file_size'?*"])
+    report = json.loads((project.path / "r.json").read_text())
+    (law,) = report["laws"]
+    assert (law["law"], law["subject"], law["verdict"]) == ("file_size", "tiny", "unsupported")
+    # What was measured for the law is there of the cell.
+    (cell,) = report["cells"]
+    assert cell["measurements"]["file_size"]["value"] == (project.path / "tiny.gguf").stat().st_size
+    (check,) = (one for one in report["checks"] if one["verdict"] == "unsupported")
+    assert (check["check"], check["cell"]) == ("test_own.py::test_own", "tiny")
+    assert check["node"] == "test_own.py::test_own[tiny]"
+
+
+def test_a_law_over_three_files_that_need_no_runtime(
+    project: Project, tiny: list[str], write_gguf: Callable[[str, str], Path]
+) -> None:
+    # Candidates of one model; of each only the header is read.
+    for method in ("F16", "Q8_0", "Q4_0"):
+        write_gguf(f"made/tiny-{method}.gguf", method)
+    args = (tiny[0], "--ondevice-methods=F16,Q8_0,Q4_0", "--ondevice-artifacts=made")
+    own = "def test_own(ondevice_law):\n    print(ondevice_law('file_size').message)\n"
+    project.write("test_own.py", own)
+    result = project.run(*args, "test_own.py", "--ondevice-report=r.json")
+    result.assert_outcomes(passed=1)
+    (law,) = json.loads((project.path / "r.json").read_text())["laws"]
+    assert (law["verdict"], len(law["points"])) == ("pass", 3)
+    result.stdout.fnmatch_lines(["law * found", "file_size *tiny *pass *file size = weight bytes*"])
+    # What one file has beside its weights is told of that file.
+    bad = project.path / "made/tiny-Q8_0.gguf"
+    bad.write_bytes(bad.read_bytes() + bytes(2**20))
+    result = project.run(*args, "test_own.py", "--ondevice-report=r.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["test_own.py::test_own tiny: fail: *tiny-Q8_0*", "  law       A file is its weights *"]
+    )
 
 
 # -- given anywhere else
@@ -280,6 +404,8 @@ FIXTURES = (
     "ondevice_identity",
     "ondevice_check",
     "ondevice_model",
+    "ondevice_subject",
+    "ondevice_law",
 )
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from projects import CHECKS, MORE
 
 from pytest_ondevice import options
 from pytest_ondevice.matrix import cells
 from pytest_ondevice.options import OPTIONS
 from pytest_ondevice.probe.protocol import N_CTX, Execution
 from pytest_ondevice.probe.reference import Head, Writer, moving
-from pytest_ondevice.texts import texts
+from pytest_ondevice.texts import calibration_texts, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,14 @@ PRECEDENCE = [
         [frozenset({"size"}), frozenset(options.KINDS), frozenset({"fidelity"})],
         frozenset(),
     ),
+    (
+        "kv-types",
+        "kv_types",
+        ["q8_0", "F16,Q4_0", "q4_0"],
+        [("q8_0",), ("f16", "q4_0"), ("q4_0",)],
+        (),
+    ),
+    ("context", "context", ["64", "2048", "1048576"], [64, 2048, 2**20], 512),
     ("inconclusive", "inconclusive", ["skip", "FAIL", "Skip"], ["skip", "fail", "skip"], "fail"),
     ("tier", "tier", ["a", "b", "c"], ["a", "b", "c"], None),
     ("board", "board", ["a", "b", "c"], ["a", "b", "c"], None),
@@ -119,7 +128,7 @@ def test_addopts_rank_with_the_command_line_and_are_told_apart(
     assert (settings.threads, settings.given["threads"].origin) == (9, "command line")
 
 
-SWITCHES = ("offline", "yes", "rederive", "identical")
+SWITCHES = ("offline", "yes", "rederive", "identical", "require-energy")
 
 
 def test_every_switch_is_one_of_these() -> None:
@@ -148,13 +157,17 @@ def test_a_switch_has_the_same_precedence(
 ) -> None:
     monkeypatch.setenv(BY_NAME[name].env, env)
     write_ini(project, **{BY_NAME[name].dest: ini})
-    assert getattr(project.parse(*[BY_NAME[name].flag] * typed), name) is expected
+    settings = project.parse(*[BY_NAME[name].flag] * typed)
+    assert getattr(settings, name.replace("-", "_")) is expected
 
 
 def test_paths_are_relative_to_where_they_were_written(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("artifacts", "against", "reference", "text", "report", "baselines", "bounds", "cache")
+    names = (
+        *("artifacts", "against", "reference", "text", "calibration", "sysfs", "report"),
+        *("baselines", "bounds", "cache"),
+    )
     write_ini(project, **{BY_NAME[name].dest: "from-ini" for name in names})
     folder = project.path / "sub"
     folder.mkdir()
@@ -177,6 +190,7 @@ def test_defaults_of_the_paths(project: Project) -> None:
     assert settings.cache == project.cache
     assert (settings.artifacts, settings.text, settings.report) == (None, None, None)
     assert (settings.against, settings.reference, settings.bounds) == (None, None, None)
+    assert (settings.calibration, settings.sysfs) == (None, Path("/sys"))
 
 
 def test_a_model_file_is_found_from_where_it_was_written(
@@ -210,6 +224,77 @@ def test_names_ignore_case_and_duplicates_are_merged(project: Project) -> None:
         "smollm2-135m-F16",
         "qwen2.5-0.5b-F16",
     ]
+
+
+METHODS_OF = {
+    # However it is spelled, a method has one name.
+    "q4_0+IMATRIX": ["Q4_0+imatrix"],
+    "Q4_0+kv-Q8_0+imatrix,q4_0+imatrix+kv-q8_0": ["Q4_0+imatrix+kv-q8_0"],
+    "Q4_0,Q4_0+imatrix,Q4_0": ["Q4_0", "Q4_0+imatrix"],
+    "F16+kv-q8_0": ["F16+kv-q8_0"],
+    # A group takes the variants for each of its methods.
+    "study+imatrix": [
+        f"{name}+imatrix" for name in ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q8_0")
+    ],
+}
+
+
+@pytest.mark.parametrize(("given", "meant"), METHODS_OF.items())
+def test_a_method_may_have_variants(project: Project, given: str, meant: list[str]) -> None:
+    chosen = cells(project.parse("--ondevice-models=smollm2-135m", f"--ondevice-methods={given}"))
+    assert [cell.method for cell in chosen] == ["F16", *meant]
+    assert [cell.method for cell in chosen if cell.reference] == ["F16"]
+
+
+KV_MATRIX = [
+    ("q8_0", "Q4_0", ["Q4_0+kv-q8_0"]),
+    ("f16,q8_0", "Q4_0,Q8_0", ["Q4_0", "Q4_0+kv-q8_0", "Q8_0", "Q8_0+kv-q8_0"]),
+    ("Q4_0,q4_0", "Q4_0+imatrix", ["Q4_0+imatrix+kv-q4_0"]),
+    # What says its own type keeps it.
+    ("f16,q8_0", "Q4_0+kv-q4_0,Q8_0", ["Q4_0+kv-q4_0", "Q8_0", "Q8_0+kv-q8_0"]),
+    ("f16", "Q4_0", ["Q4_0"]),
+    # The reference is the plain one, also where F16 is a method like others.
+    ("q8_0", "F16,Q4_0", ["F16+kv-q8_0", "Q4_0+kv-q8_0"]),
+]
+
+
+@pytest.mark.parametrize(("kinds", "methods", "meant"), KV_MATRIX)
+def test_types_of_the_cache_multiply_methods_and_never_the_reference(
+    project: Project, kinds: str, methods: str, meant: list[str]
+) -> None:
+    chosen = cells(
+        project.parse(
+            "--ondevice-models=smollm2-135m",
+            f"--ondevice-methods={methods}",
+            f"--ondevice-kv-types={kinds}",
+        )
+    )
+    assert [(cell.method, cell.reference) for cell in chosen] == [
+        ("F16", True),
+        *((method, False) for method in meant),
+    ]
+
+
+def test_types_of_the_cache_multiply_the_methods_of_the_default_too(project: Project) -> None:
+    chosen = cells(project.parse("--ondevice-models=smollm2-135m", "--ondevice-kv-types=f16,q4_0"))
+    assert len(chosen) == 1 + 2 * 7
+    assert [cell.method for cell in chosen][:3] == ["F16", "Q2_K", "Q2_K+kv-q4_0"]
+
+
+def test_candidates_with_an_importance_matrix_are_found_by_their_names(
+    project: Project, write_gguf: Callable[[str, str], Path]
+) -> None:
+    for name in ("F16", "Q4_0", "Q4_0+imatrix", "Q8_0+imatrix"):
+        write_gguf(f"made/tiny-{name}.gguf", name.partition("+")[0])
+    project.write("tiny.gguf", (project.path / "made/tiny-F16.gguf").read_bytes())
+    args = ("--ondevice-models=tiny.gguf", "--ondevice-artifacts=made")
+    assert [cell.method for cell in cells(project.parse(*args))] == [
+        *("F16", "Q4_0", "Q4_0+imatrix", "Q8_0+imatrix")
+    ]
+    # The same weights serve however the cache is kept.
+    result = project.run(*args, "--ondevice-kv-types=f16,q8_0", "-k", "no_such_check")
+    assert "files that match no cell" not in result.stdout.str()
+    assert "left out" not in result.stdout.str()
 
 
 def test_a_group_stands_for_its_methods(project: Project) -> None:
@@ -318,16 +403,44 @@ MISTAKES = [
     ("methods", "q4-k-m", "unknown method 'q4-k-m'; did you mean 'Q4_K_M'?"),
     ("methods", "studdy", "did you mean 'study'?"),
     ("methods", "zzz", "unknown method 'zzz'; there are F32, F16,"),
+    ("methods", "Q4_KM+imatrix", "unknown method 'Q4_KM'; did you mean 'Q4_K_M'?"),
+    ("methods", "Q4_0+imatrx", "unknown variant 'imatrx' of Q4_0; did you mean 'imatrix'?"),
+    ("methods", "Q4_0+zzz", "unknown variant 'zzz' of Q4_0; there are imatrix, kv-q8_0, kv-q4_0"),
+    ("methods", "study+kv-q8", "unknown variant 'kv-q8' of study; did you mean 'kv-q8_0'?"),
+    ("methods", "Q4_0+", "unknown variant '' of Q4_0; there are imatrix, kv-q8_0, kv-q4_0"),
+    ("methods", "Q4_0+kv-q8_0+kv-q4_0", "'Q4_0+kv-q8_0+kv-q4_0' has two types of the KV cache"),
+    ("methods", "Q4_0+imatrix+IMATRIX", "'Q4_0+imatrix+imatrix' has a variant twice"),
+    ("methods", "F16+imatrix", "F16 does not quantize, so it needs no importance matrix"),
+    ("methods", "F32+imatrix+kv-q8_0", "F32 does not quantize, so it needs no importance matrix"),
+    ("kv-types", "", EMPTY),
+    ("kv-types", "f16,", EMPTY),
+    ("kv-types", "q8", "unknown type 'q8'; did you mean 'q8_0'?"),
+    ("kv-types", "zzz", "unknown type 'zzz'; there are f16, q8_0, q4_0"),
+    ("kv-types", "f16,Q4_K_M", "unknown type 'Q4_K_M'; "),
+    *[
+        ("context", text, "not a number of tokens from 64 to 1048576")
+        for text in ("", "0", "63", "1048577", "-512", "512.5", "abc", "inf", "nan", "9" * 5000)
+    ],
+    ("calibration", "", "an empty path"),
+    ("calibration", "gone.txt", "cannot read it: No such file or directory"),
+    ("calibration", ".", "cannot read it: Is a directory"),
+    ("sysfs", "", "an empty path"),
     ("suites", "", EMPTY),
     ("suites", "fidelty", "unknown suite 'fidelty'; did you mean 'fidelity'?"),
-    ("suites", "zzz", "unknown suite 'zzz'; there are artifact, efficiency, fidelity, resources"),
+    (
+        "suites",
+        "zzz",
+        "unknown suite 'zzz'; there are artifact, efficiency, fidelity, laws, resources",
+    ),
+    ("suites", "law", "unknown suite 'law'; did you mean 'laws'?"),
     ("update", "", EMPTY),
     ("update", "memry", "unknown kind 'memry'; did you mean 'memory'?"),
     (
         "update",
         "zzz",
-        "unknown kind 'zzz'; there are fidelity, size, memory, speed, lock, anyway, all",
+        "unknown kind 'zzz'; there are fidelity, size, memory, reserve, speed, lock, anyway, all",
     ),
+    ("update", "reserv", "unknown kind 'reserv'; did you mean 'reserve'?"),
     ("update", "sped", "unknown kind 'sped'; did you mean 'speed'?"),
     ("update", "anywy", "unknown kind 'anywy'; did you mean 'anyway'?"),
     ("update", "anyway", "anyway alone records nothing; add kinds, or all"),
@@ -380,6 +493,8 @@ def test_a_typed_mistake_is_one_sentence(project: Project, name: str, text: str,
     found = project.refused("--collect-only", *model, f"{option.flag}={text}")
     assert found.startswith(f"{option.flag}={text} (from the command line): ")
     assert said in found
+    # What there is is told once, if at all.
+    assert found.count("there are") + found.count("did you mean") <= 1
     assert not project.cache.exists()
 
 
@@ -602,6 +717,80 @@ def test_two_references_of_one_model_are_refused(project: Project, tiny: list[st
     found = project.refused(*tiny, "--ondevice-reference=refs")
     assert "refs/a.npz and " in found
     assert found.endswith("refs/b.npz are both of tiny")
+
+
+# Calibration text
+
+SHIPPED = texts(None)[0]
+OURS = "".join(f"our own words number {count}, which nobody else has\n" for count in range(40))
+
+
+def test_a_calibration_text_of_ones_own_is_taken(project: Project, tiny: list[str]) -> None:
+    project.write("own.txt", OURS)
+    project.accepted(*tiny, "--ondevice-calibration=own.txt")
+    imatrix = (tiny[0], "--ondevice-methods=Q4_0+imatrix")
+    project.accepted(*imatrix, "--ondevice-calibration=own.txt", checks=CHECKS + MORE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xff", "it is not UTF-8 text (byte 0)"),
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+    ],
+)
+def test_a_calibration_text_that_is_none(
+    project: Project, tiny: list[str], content: bytes, said: str
+) -> None:
+    project.write("own.txt", content)
+    found = project.refused(*tiny, "--ondevice-calibration=own.txt")
+    assert found == f"--ondevice-calibration=own.txt (from the command line): {said}"
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_calibration_text_that_is_the_evaluation_text_is_refused(
+    project: Project, tiny: list[str]
+) -> None:
+    judged = Path(SHIPPED[0].path)
+    project.write("own.txt", judged.read_bytes())
+    start = "--ondevice-calibration=own.txt (from the command line): "
+    found = project.refused(*tiny, "--ondevice-calibration=own.txt")
+    assert found.startswith(start)
+    assert f"{project.path / 'own.txt'}: the calibration text is the evaluation text" in found
+    assert str(judged) in found
+    # A good part of it is as bad.
+    part = judged.read_text("utf-8")
+    project.write("own.txt", OURS + part[: len(part) // 2])
+    found = project.refused(*tiny, "--ondevice-calibration=own.txt")
+    assert found.startswith(start)
+    assert "of the evaluation text's runs of 12 words, such as '" in found
+
+
+@pytest.mark.usefixtures("no_process")
+def test_an_evaluation_text_that_is_the_calibration_text_is_refused_where_one_is_used(
+    project: Project, tiny: list[str]
+) -> None:
+    calibrated = Path(calibration_texts(None)[0][0].path)
+    project.write("own.txt", calibrated.read_bytes())
+    text = "--ondevice-text=own.txt"
+    # No method wants an importance matrix: nothing is calibrated.
+    project.accepted(*tiny, text)
+    imatrix = (tiny[0], "--ondevice-methods=Q4_0+imatrix", text)
+    found = project.refused(*imatrix)
+    assert f"{calibrated}: the calibration text is the evaluation text" in found
+    assert found.endswith("so give a calibration text that has nothing from there")
+    # With another one there is no such trouble.
+    project.write("other.txt", OURS)
+    other = "--ondevice-calibration=other.txt"
+    project.accepted(*imatrix, other, checks=CHECKS + MORE)
+    # The option alone is a use of it: the next run may want it.
+    found = project.refused(*tiny, text, f"--ondevice-calibration={calibrated}")
+    assert found.startswith(f"--ondevice-calibration={calibrated} (from the command line): ")
+
+
+def test_the_texts_that_ship_are_apart(project: Project, tiny: list[str]) -> None:
+    project.accepted(tiny[0], "--ondevice-methods=Q4_0+imatrix", checks=CHECKS + MORE)
 
 
 # What to compare with

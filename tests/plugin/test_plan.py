@@ -140,6 +140,26 @@ def test_context_moves_the_cache_only(planned) -> None:
     }
 
 
+def test_a_variant_is_planned_as_what_it_changes(planned) -> None:
+    names = ("Q4_0", "Q4_0+imatrix", "Q4_0+kv-q8_0", "Q4_0+imatrix+kv-q4_0")
+    found = planned("llama-3.1-8b", f"--methods={','.join(names)}")
+    assert {*found} == {*names}
+    with_imatrix = planned("llama-3.1-8b", "--methods=Q4_0", "--imatrix")["Q4_0"]
+    assert found["Q4_0+imatrix"] == with_imatrix | {"method": "Q4_0+imatrix"}
+    plain = found["Q4_0"]["kv_cache"]
+    assert found["Q4_0+imatrix"]["kv_cache"] == plain
+    # A block of 32 is 34 bytes, or 18, where plain values take 64.
+    assert found["Q4_0+kv-q8_0"]["kv_cache"] == plain * 34 // 64
+    assert found["Q4_0+imatrix+kv-q4_0"]["kv_cache"] == plain * 18 // 64
+    # The weights are the same, and what is saved is memory.
+    moved = ("method", "kv_cache", "peak_memory")
+    for name, same in (("Q4_0+kv-q8_0", "Q4_0"), ("Q4_0+imatrix+kv-q4_0", "Q4_0+imatrix")):
+        assert {key: one for key, one in found[name].items() if key not in moved} == {
+            key: one for key, one in found[same].items() if key not in moved
+        }
+        assert found[name]["peak_memory"] < found[same]["peak_memory"]
+
+
 def test_the_table_says_by_how_much_the_name_misleads(ask) -> None:
     status, out, _ = ask("plan", "qwen2.5-0.5b", "--from=catalog")
     assert status == 0
@@ -153,6 +173,11 @@ def test_the_table_says_by_how_much_the_name_misleads(ask) -> None:
     [
         (["nope"], "MODEL=nope (from the command line): unknown model 'nope'"),
         (["smollm2-135m", "--methods=Q4_KM"], "unknown method 'Q4_KM'; did you mean 'Q4_K_M'?"),
+        (
+            ["smollm2-135m", "--methods=Q4_0+imatrx"],
+            "unknown variant 'imatrx' of Q4_0; did you mean 'imatrix'?",
+        ),
+        (["smollm2-135m", "--methods=F16+imatrix"], "F16 does not quantize, so it needs no"),
         (["hf:org/none"], "its dimensions are not in the catalog, and no file of it is on this"),
         (["smollm2-135m", "--context=0"], "'0' is no number of tokens"),
         (["smollm2-135m", "--context=many"], "'many' is no number of tokens"),

@@ -11,6 +11,9 @@ import pytest
 from projects import sentence, sentence_or_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from projects import Project
 
 OWN = (
@@ -315,3 +318,36 @@ def test_the_users_own_properties_stay(gate: Gate, n: list[str]) -> None:
     assert found[0] == ("mine", "1")
     assert [value for name, value in found if name == "ondevice_quantity"] == ["a", "b"]
     assert [value for name, value in found if name == "ondevice_value"] == ["0.1", "0.2"]
+
+
+@DISTRIBUTED
+def test_a_law_is_waived_by_the_name_of_its_model(
+    project: Project, tiny: list[str], write_gguf: Callable[[str, str], Path], n: list[str]
+) -> None:
+    if n:
+        pytest.importorskip("xdist")
+    for method in ("F16", "Q8_0", "Q4_0"):
+        path = write_gguf(f"made/tiny-{method}.gguf", method)
+    # One file holds more than its weights.
+    path.write_bytes(path.read_bytes() + bytes(2**20))
+    project.write("test_own.py", "def test_own(ondevice_law):\n    ondevice_law('file_size')\n")
+    args = (
+        *(tiny[0], "--ondevice-methods=F16,Q8_0,Q4_0", "--ondevice-artifacts=made"),
+        *("test_own.py", "--ondevice-report=gate.json", *n),
+    )
+    project.run(*args).assert_outcomes(failed=1)
+    waiver = f"check = '{CHECK}'\nreason = '{REASON}'\nexpires = {days(7)}\n"
+    project.write("waivers.toml", f"[[waiver]]\ncell = 'tiny'\n{waiver}")
+    result = project.run(*args, "--ondevice-waivers=waivers.toml")
+    result.assert_outcomes(xfailed=1)
+    assert result.ret == 0
+    report = json.loads((project.path / "gate.json").read_text())
+    (check,) = report["checks"]
+    assert (check["cell"], check["verdict"], check["outcome"]) == ("tiny", "fail", "xfailed")
+    assert REASON in check["waived"]
+    # What was found stands, whatever became of the item.
+    assert [(law["law"], law["verdict"]) for law in report["laws"]] == [("file_size", "fail")]
+    # Of a cell of the model it says nothing.
+    project.write("waivers.toml", f"[[waiver]]\ncell = 'tiny-*'\n{waiver}")
+    result = project.run(*args, "--ondevice-waivers=waivers.toml")
+    result.assert_outcomes(failed=1)

@@ -130,6 +130,10 @@ class FakeModel:
     def tokenize(self, text):
         return list(text.encode())
 
+    def n_bytes(self, tokens):
+        """Let tokens stand for pieces of different lengths."""
+        return sum(token % 5 for token in tokens)
+
 
 def texts_in(folder, texts):
     made = []
@@ -259,6 +263,7 @@ class FakeEngine:
         self.models = {"model.gguf": FakeModel(), "reference.gguf": reference or FakeModel()}
         self.fed = []
         self.open = []
+        self.caches = []
 
     def isa(self):
         return "avx2+fma"
@@ -274,6 +279,7 @@ class FakeEngine:
 
     @contextlib.contextmanager
     def context(self, model, execution):
+        self.caches.append((execution.type_k, execution.type_v))
         if model is self.models["reference.gguf"]:
             yield FakeContext(table_of(n_vocab=model.n_vocab))
         else:
@@ -283,11 +289,11 @@ class FakeEngine:
 TEXTS = {"a": "the quick brown fox jumps over it", "b": "lorem ipsum dolor sit amet, con"}
 
 
-def plan_of(folder, texts=None, n_ubatch=3, **fields):
+def plan_of(folder, texts=None, n_ubatch=3, kv="f16", **fields):
     fields = {"reference": str(folder / "r.npz"), "write": True} | fields
     return FidelityPlan(
         texts=texts_in(folder, texts or TEXTS),
-        execution=Execution(n_ctx=8, n_ubatch=n_ubatch),
+        execution=Execution(n_ctx=8, n_ubatch=n_ubatch, type_k=kv, type_v=kv),
         **fields,
     )
 
@@ -392,6 +398,24 @@ def test_a_pass_beside_the_reference_is_exact_and_keeps_no_file(tmp_path):
         ), name
     assert found["reference"] is False
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_the_reference_beside_keeps_its_cache_as_it_is_however_the_candidate_keeps_its_own(
+    tmp_path,
+):
+    engine = FakeEngine(0.5)
+    run(tmp_path, engine, reference="", write=False, beside="reference.gguf", kv="q8_0")
+    assert sorted(engine.caches) == [("f16", "f16"), ("q8_0", "q8_0")]
+
+
+def test_bytes_are_those_of_the_tokens_that_are_scored(tmp_path):
+    kept, _ = run(tmp_path, FakeEngine(), reference="")
+    windows = cut_of(tmp_path, TEXTS)[1]
+    # Of windows of 8 tokens, the last three.
+    assert kept["bytes"] == [int((window[5:] % 5).sum()) for window in windows]
+    assert len(set(kept["bytes"])) > 1
+    piece, _ = run(tmp_path, FakeEngine(), reference="", first=2, last=5)
+    assert piece["bytes"] == kept["bytes"][2:5]
 
 
 def test_the_reference_without_a_file_keeps_none(tmp_path):

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from pytest_ondevice import figures, measure, options
 from pytest_ondevice.api import rounds_to_take
 from pytest_ondevice.figures import NoFigureError
-from pytest_ondevice.measure import Bench, StageFailedError, UnsupportedError
+from pytest_ondevice.measure import Bench, NoMeterError, StageFailedError, UnsupportedError
+from pytest_ondevice.model.artifact import TensorInfo
 from pytest_ondevice.model.catalog import Cell, Model, ModelSource
 from pytest_ondevice.model.device import Runtime
 from pytest_ondevice.model.ending import Ending, Kind
@@ -31,6 +32,7 @@ from pytest_ondevice.probe.runner import Result
 from pytest_ondevice.references import GivenReference
 from pytest_ondevice.storage.journal import Journal
 
+MIB = 2**20
 lawful = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 FIDELITY = [
@@ -46,12 +48,13 @@ def packed(values):
 
 
 def pass_of(ids, *, reference=False, nonfinite=0, token_kld=(), token_dp=(), **columns):
-    """What a pass yields; columns that are not given hold 0 in every window."""
-    whole = {name: [0.0] * len(ids) for name in COLUMNS} | columns
+    """What a pass yields; columns that are not given hold 0 in every window, of 1000 bytes."""
+    whole = {name: [0.0] * len(ids) for name in COLUMNS} | {"bytes": [1000] * len(ids)} | columns
     return {
         "ids": list(ids),
         "reference": reference,
         "nonfinite": nonfinite,
+        "scored": 255,
         "token_kld": packed(token_kld),
         "token_dp": packed(token_dp),
         **whole,
@@ -159,7 +162,11 @@ def test_logits_that_are_not_finite_are_added_up():
     assert (found.value, found.n, found.error) == (7.0, 3, None)
 
 
-@pytest.mark.parametrize("name", [name for name in FIDELITY if name not in {"ln_ppl", "nonfinite"}])
+OF_THE_TEXT = {"ln_ppl", "bits_per_byte", "nonfinite"}
+"""Figures that a reference has too: they are of the text alone."""
+
+
+@pytest.mark.parametrize("name", [name for name in FIDELITY if name not in OF_THE_TEXT])
 def test_the_reference_has_no_loss_against_itself(name):
     with pytest.raises(NoFigureError, match="a cell other than the reference"):
         figures.of_fidelity(name, [pass_of(["a:0"], reference=True, token_kld=[0], token_dp=[0])])
@@ -168,6 +175,53 @@ def test_the_reference_has_no_loss_against_itself(name):
 def test_the_reference_has_a_perplexity_of_its_own():
     found = figures.of_fidelity("ln_ppl", [pass_of(["a:0"], reference=True, nll=[2.5])])
     assert found.value == 2.5
+
+
+# Bits per byte
+
+LN2 = math.log(2)
+
+
+def test_bits_per_byte_are_all_bits_over_all_bytes():
+    # 255 scored positions; 2 and 4 bits per token make 510 and 1020 bits, of 500 and 1200 bytes.
+    first = pass_of(["a:0"], nll=[2 * LN2], bytes=[500])
+    second = pass_of(["a:1"], nll=[4 * LN2], bytes=[1200])
+    found = figures.of_fidelity("bits_per_byte", [first, second])
+    assert found.unit == "bits/B"
+    assert found.value == pytest.approx((510 + 1020) / (500 + 1200))
+    assert found.samples == pytest.approx((510 / 500, 1020 / 1200))
+    assert found.sample_ids == ("a:0", "a:1")
+    # The ratio is 0.9: the windows hold 60 bits more and 60 bits less than 0.9 of their bytes.
+    assert found.error == pytest.approx(math.sqrt((60**2 + 60**2) * 2 / 1) / 1700)
+    assert found.n == 2
+
+
+def test_bits_per_byte_of_the_same_ratio_everywhere_have_no_spread():
+    # Windows of other lengths in bytes, and as many bits as that takes.
+    sizes = [400, 800, 1600]
+    nll = [size * 0.7 * LN2 / 255 for size in sizes]
+    found = figures.of_fidelity(
+        "bits_per_byte", [pass_of(["a:0", "a:1", "a:2"], nll=nll, bytes=sizes)]
+    )
+    assert found.value == pytest.approx(0.7)
+    assert found.error == pytest.approx(0.0, abs=1e-12)
+
+
+def test_one_window_has_bits_per_byte_and_no_error():
+    found = figures.of_fidelity("bits_per_byte", [pass_of(["a:0"], nll=[LN2], bytes=[510])])
+    assert (found.value, found.error, found.n) == (pytest.approx(0.5), None, 1)
+
+
+@pytest.mark.parametrize("broken", [{"nll": [LN2, None]}, {"bytes": [500, 0]}])
+def test_a_broken_window_leaves_no_bits_per_byte_of_the_rest(broken):
+    payload = pass_of(["a:0", "a:1"], **({"nll": [LN2, LN2]} | broken))
+    found = figures.of_fidelity("bits_per_byte", [payload, pass_of(["a:2"], nll=[LN2])])
+    assert (found.value, found.n, found.samples) == (None, 3, ())
+
+
+def test_the_reference_has_bits_per_byte_of_its_own():
+    payload = pass_of(["a:0"], reference=True, nll=[LN2], bytes=[255])
+    assert figures.of_fidelity("bits_per_byte", [payload]).value == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", FIDELITY)
@@ -197,15 +251,124 @@ def test_validation(valid, value):
     assert (found.value, found.unit) == (1234.0, "B")
 
 
-@pytest.mark.parametrize("name", ["peak_memory", "weights_memory", "kv_memory", "compute_memory"])
+@pytest.mark.parametrize(
+    "name", [name for name, quantity in QUANTITIES.items() if quantity.stage is Stage.MEMORY]
+)
 def test_memory(name):
-    payload = {"peak": 1, "weights": 2, "kv": 3, "compute": 4}
+    payload = {"peak": 1, "weights": 2, "kv": 3, "compute": 4, "unattributed": 5}
     found = figures.of_memory(name, payload)
     assert (found.value, found.unit) == (payload[name.removesuffix("_memory")], "B")
     assert found.disturbed == ()
     assert figures.of_memory(name, payload | {"swapped": 0}).disturbed == ()
     swapped = figures.of_memory(name, payload | {"swapped": 12 * 2**20})
     assert swapped.disturbed == ("12 MiB were swapped out",)
+
+
+RESERVED = {
+    "weights": 8 * MIB,
+    "contexts": {
+        "512": {"kv": 2 * MIB, "compute": 3 * MIB, "output": MIB // 2},
+        "1024": {"kv": 4 * MIB, "compute": 5 * MIB, "output": MIB // 2},
+        "777": {"kv": 7 * MIB, "compute": 9 * MIB, "output": MIB},
+    },
+}
+
+
+def test_what_is_reserved_is_the_sum_of_its_parts_at_the_context_that_was_asked_for():
+    found = figures.of_reserve("reserved_memory", RESERVED, 512)
+    assert (found.value, found.unit) == (13.5 * MIB, "B")
+    assert found.detail == ("weights 8.00 MiB, kv 2.00 MiB, compute 3.00 MiB, output 0.50 MiB")
+    assert figures.of_reserve("reserved_memory", RESERVED, 777).value == 25 * MIB
+
+
+@pytest.mark.parametrize(
+    ("name", "n_ctx", "value"),
+    [
+        ("kv_reserve", 512, 2 * MIB),
+        ("kv_reserve", 777, 7 * MIB),
+        ("compute_reserve", 512, 3 * MIB),
+        ("compute_reserve", 777, 9 * MIB),
+        # These say their length themselves, whatever was asked for.
+        ("kv_reserve_512", 777, 2 * MIB),
+        ("kv_reserve_1024", 512, 4 * MIB),
+    ],
+)
+def test_a_part_of_what_is_reserved(name, n_ctx, value):
+    found = figures.of_reserve(name, RESERVED, n_ctx)
+    assert (found.quantity, found.value, found.unit) == (name, value, "B")
+
+
+def test_a_context_that_the_model_has_not_got_has_no_cache():
+    with pytest.raises(NoFigureError) as refusal:
+        figures.of_reserve("kv_reserve_4096", RESERVED, 512)
+    assert str(refusal.value) == "a model whose context reaches 4096 tokens"
+
+
+DEPLOYED = {"peak": 200 * MIB, "mapped": 85 * MIB, "repacked": 60 * MIB, "swapped": 0}
+EXACT = {"peak": 145 * MIB}
+
+
+def test_memory_as_shipped_is_explained_against_the_exact_protocol():
+    found = figures.of_deployment("deployed_memory", DEPLOYED, EXACT, 85 * MIB)
+    assert (found.value, found.unit, found.disturbed) == (200 * MIB, "B", ())
+    assert found.detail == (
+        "as shipped it takes 200.0 MiB, 55.0 MiB more than the 145.0 MiB with weights read and not"
+        " repacked: repacked copies: +60.0 MiB (the mapped file stays in memory beside them),"
+        " other: -5.0 MiB"
+    )
+    # Pages that are not in memory are told by the bytes of the weights.
+    absent = figures.of_deployment("deployed_memory", DEPLOYED, EXACT, 95 * MIB)
+    assert "weights not in memory: -10.0 MiB" in absent.detail
+
+
+@pytest.mark.parametrize(("name", "value"), [("repacked_bytes", 60), ("mapped_bytes", 85)])
+def test_a_part_of_memory_as_shipped(name, value):
+    found = figures.of_deployment(name, DEPLOYED, EXACT, 85 * MIB)
+    assert (found.quantity, found.value, found.detail) == (name, value * MIB, "")
+
+
+def test_memory_as_shipped_that_was_swapped_is_disturbed():
+    swapped = DEPLOYED | {"swapped": 3 * MIB}
+    found = figures.of_deployment("deployed_memory", swapped, EXACT, 85 * MIB)
+    assert found.disturbed == ("3 MiB were swapped out",)
+
+
+JOULES = {
+    "meter": "rapl",
+    "scope": "package and memory",
+    "idle_watts": 4.0,
+    "prefill": {"joules": 60.0, "seconds": 5.0, "tokens": 1200},
+    "decode": {"joules": 24.0, "seconds": 3.0, "tokens": 96},
+    "disturbed": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit"),
+    [
+        ("prefill_energy", 0.05, "J/token"),
+        ("decode_energy", 0.25, "J/token"),
+        ("prefill_power", 12.0, "W"),
+        ("decode_power", 8.0, "W"),
+        ("idle_power", 4.0, "W"),
+    ],
+)
+def test_energy_is_joules_per_token_and_power_joules_per_second(name, value, unit):
+    found = figures.of_energy(name, JOULES)
+    assert (found.quantity, found.value, found.unit) == (name, pytest.approx(value), unit)
+    # Whoever compares figures has to know what they are of.
+    assert (found.detail, found.disturbed) == ("rapl: package and memory", ())
+    doubtful = figures.of_energy(name, JOULES | {"disturbed": ["idle: 5% stolen"]})
+    assert doubtful.disturbed == ("idle: 5% stolen",)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, quantity in QUANTITIES.items() if quantity.stage is Stage.ENERGY]
+)
+def test_without_a_meter_there_is_no_energy_and_the_words_say_why(name):
+    with pytest.raises(NoFigureError) as refusal:
+        figures.of_energy(name, {"unsupported": "no meter in /sys. Run as root"})
+    assert str(refusal.value) == "no meter in /sys. Run as root"
 
 
 def test_decoding():
@@ -225,9 +388,15 @@ def timed(decode, prefill=100.0, disturbed=()):
     """What one process yields: repetitions, of which the best counts."""
     return {
         "load": [0.5, 0.4],
+        "load_cold": [0.9, 0.8],
+        "warmth": "",
         "ttft": [0.3, 0.2],
         "prefill": [prefill, prefill / 2],
+        "prefill_long": [prefill / 4, prefill / 5],
         "decode": [decode / 3, decode, decode / 2],
+        "decode_deep": [decode / 6, decode / 5],
+        "bandwidth": [1e9, 2e9],
+        "slowed": 0.0,
         "disturbed": list(disturbed),
     }
 
@@ -248,7 +417,16 @@ def speed(name, mine, reference=None, binding=8):
 
 @pytest.mark.parametrize(
     ("name", "best"),
-    [("decode_speed", 30.0), ("prefill_speed", 100.0), ("load_time", 0.4), ("ttft", 0.2)],
+    [
+        ("decode_speed", 30.0),
+        ("decode_speed_d512", 6.0),
+        ("prefill_speed", 100.0),
+        ("prefill_speed_512", 25.0),
+        ("load_time", 0.4),
+        ("load_time_cold", 0.8),
+        ("ttft", 0.2),
+        ("read_bandwidth", 2e9),
+    ],
 )
 def test_a_process_is_told_by_its_best_repetition(name, best):
     found = speed(name, rounds([30.0]))
@@ -343,6 +521,82 @@ def test_a_round_without_the_reference_has_no_ratio():
         speed("decode_ratio", mine, {"round:9": [timed(1.0)]})
 
 
+def test_the_roofline_is_what_memory_could_deliver():
+    # 30 tokens/s of 20 MB each, where memory delivers 2 GB/s; the best of each process.
+    found = figures.of_speed(
+        "roofline_fraction", rounds([30.0, 60.0]), {}, binding=2, active=20_000_000
+    )
+    assert found.samples == pytest.approx((0.3, 0.6))
+    assert (found.quantity, found.unit, found.n) == ("roofline_fraction", "1", 2)
+    assert found.sample_ids == ("round:1", "round:2")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "by"),
+    [
+        (90.0, "memory bandwidth"),
+        (50.0, "memory bandwidth and unpacking"),
+        (10.0, "computing: unpacking and arithmetic"),
+    ],
+)
+def test_the_roofline_says_what_bounds_decoding(tokens, by):
+    found = figures.of_speed(
+        "roofline_fraction", rounds([tokens]), {}, binding=1, active=20_000_000
+    )
+    assert found.detail == f"bound by {by}"
+    # Of other figures nothing is said.
+    assert speed("decode_speed", rounds([tokens])).detail == ""
+
+
+def test_a_load_that_could_not_be_cold_has_no_time_and_says_why():
+    made = rounds([30.0, 31.0])
+    why = "12% of the file stayed in the page cache, which others hold"
+    for payload in made.values():
+        payload |= {"load_cold": [], "warmth": why}
+    with pytest.raises(NoFigureError) as refusal:
+        speed("load_time_cold", made)
+    assert str(refusal.value) == f"a process that tells it: {why}"
+    # The rounds that were cold stand; warm loads are another figure.
+    made["round:2"]["load_cold"] = [0.7]
+    found = speed("load_time_cold", made, binding=2)
+    assert (found.samples, found.sample_ids, found.advisory) == ((0.7,), ("round:2",), True)
+    assert speed("load_time", made).n == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("decode_speed_d512", "decode_deep"),
+        ("read_bandwidth", "bandwidth"),
+        ("roofline_fraction", "bandwidth"),
+        ("load_time_cold", "load_cold"),
+    ],
+)
+def test_what_no_process_tells_is_no_figure(name, column):
+    # A journal of an earlier version, resumed: its processes told less.
+    made = rounds([30.0, 31.0])
+    for payload in made.values():
+        del payload[column], payload["warmth"]
+    with pytest.raises(NoFigureError) as refusal:
+        speed(name, made)
+    assert str(refusal.value) == "a process that tells it"
+
+
+def test_what_was_slowed_on_purpose_says_so():
+    made = rounds([30.0, 31.0, 32.0])
+    for name in ("decode_speed", "roofline_fraction", "decode_ratio"):
+        theirs = {place: [payload] for place, payload in made.items()}
+        assert "slowed" not in speed(name, made, theirs).detail
+    made["round:2"]["slowed"] = 0.1
+    told = "decoding was slowed on purpose by 10%, by the hook for tests"
+    assert speed("decode_speed", made).detail == told
+    assert speed("decode_ratio", made, theirs).detail == told
+    assert speed("roofline_fraction", made).detail.endswith(f"; {told}")
+    # What is left out has no say.
+    made["round:2"]["disturbed"] = ["x"]
+    assert speed("decode_speed", made).detail == ""
+
+
 @pytest.mark.parametrize(
     ("name", "sign"), [("decode_speed", 1), ("prefill_speed", 1), ("load_time", -1), ("ttft", -1)]
 )
@@ -361,6 +615,10 @@ F16, Q4_0, Q8_0 = (
 HELD = 30
 """Windows that the text holds."""
 
+WEIGHTS = TensorInfo(name="output.weight", shape=(1000, 1000), type="F16", offset=0)
+TABLE = TensorInfo(name="token_embd.weight", shape=(500, 7), type="F16", offset=0)
+"""Of the one a token reads everything, of the other a row: 2 MB and 1000 bytes."""
+
 
 class Worker:
     """Answers every job at once; ``probes`` is what was asked of it, in order.
@@ -369,6 +627,9 @@ class Worker:
         probes: Per process the artifact's name and the stages, fidelity with its windows.
         deaths: Stages that end badly, by artifact.
         disturbed: Numbers of the speed processes that are disturbed, counted from 0.
+        swaps: MiB that the next runs of the deployed stage lose to swapping.
+        meter: What the energy stage yields.
+        jobs: The jobs themselves.
     """
 
     def __init__(self, folder):
@@ -376,6 +637,9 @@ class Worker:
         self.probes = []
         self.deaths = {}
         self.disturbed = set()
+        self.swaps = []
+        self.meter = JOULES
+        self.jobs = []
         self.timed = itertools.count()
 
     def run(self, job, *, on_event, **_):
@@ -399,7 +663,19 @@ class Worker:
                 self.folder.joinpath("references").mkdir(exist_ok=True)
                 Path(plan.reference).touch()
         if job.memory is not None:
-            answers["memory"] = {"peak": 1, "weights": 1, "kv": 1, "compute": 1}
+            answers["memory"] = dict.fromkeys(("peak", "weights", "kv", "compute"), 1)
+        if job.reserve is not None:
+            # Two bytes of cache a token, and eight of each to compute.
+            lengths = {job.reserve.execution.n_ctx, *job.reserve.contexts}
+            sizes = {str(n): {"kv": 2 * n, "compute": 8 * n} for n in lengths}
+            answers["reserve"] = {"weights": 100, "contexts": sizes}
+        if job.deployed is not None:
+            swapped = self.swaps.pop(0) if self.swaps else 0
+            parts = {"peak": 3, "mapped": 1, "repacked": 2}
+            answers["deployed"] = {**parts, "swapped": swapped * MIB}
+        if job.energy is not None:
+            answers["energy"] = self.meter
+        self.jobs.append(job)
         shown = [
             f"fidelity[{plan.first}:{plan.last or ''}]" if stage == "fidelity" else stage
             for stage in answers
@@ -430,9 +706,12 @@ def artifact_of(cell):
     file = SimpleNamespace(
         path=cell.id,
         sha256=f"{'old ' if cell.before else ''}{cell.method}",
-        header=SimpleNamespace(file_size=1, tokenizer_digest="t"),
+        header=SimpleNamespace(
+            file_size=1, tokenizer_digest="t", tensors=(WEIGHTS, TABLE), metadata={}
+        ),
+        account=SimpleNamespace(n_bytes=WEIGHTS.n_bytes + TABLE.n_bytes),
     )
-    return SimpleNamespace(file=file, lineage="0" * 64)
+    return SimpleNamespace(file=file, lineage="0" * 64, origin="candidate")
 
 
 @pytest.fixture
@@ -603,6 +882,150 @@ def test_speed_belongs_to_one_run(bench, worker):
     assert resumed.reused
     assert not bench(F16, Q4_0, run="another").measure(Q4_0, "decode_speed").reused
     assert len(speeds(worker)) == 18
+
+
+def test_the_roofline_is_of_the_bytes_that_a_token_reads(bench, worker):
+    found = bench(F16, Q4_0).measure(Q4_0, "roofline_fraction")
+    # 11, 15 and 17 tokens/s at 2 GB/s: the round turns, so that its own process is second.
+    assert found.samples == pytest.approx(
+        [tokens * (2_000_000 + 1000) / 2e9 for tokens in (11.0, 14.0, 17.0)]
+    )
+
+
+# Memory beside the exact protocol, and energy
+
+
+def test_what_is_reserved_is_of_the_context_of_the_settings(bench, worker):
+    made = bench(F16, Q4_0, declared=(), context=640)
+    assert made.measure(Q4_0, "kv_reserve").value == 2 * 640
+    assert made.measure(Q4_0, "reserved_memory").value == 100 + 10 * 640
+    assert made.measure(Q4_0, "kv_reserve_4096").value == 2 * 4096
+    assert worker.probes == ["m-Q4_0 validate", "m-Q4_0 reserve"]
+    assert made.protocol(Q4_0, Stage.RESERVE)["n_ctx"] == 640
+    assert made.protocol(Q4_0, Stage.MEMORY)["n_ctx"] == 640
+    # Text is judged and speed is timed at lengths of their own.
+    assert made.protocol(Q4_0, Stage.FIDELITY)["n_ctx"] == 512
+    assert made.protocol(Q4_0, Stage.SPEED)["n_ctx"] == 1024
+
+
+def test_another_context_is_another_measurement(bench, worker):
+    assert bench(Q4_0, declared=()).measure(Q4_0, "kv_reserve").value == 2 * 512
+    longer = bench(Q4_0, declared=(), context=1024).measure(Q4_0, "kv_reserve")
+    assert (longer.value, longer.reused) == (2 * 1024, False)
+
+
+def test_what_is_reserved_is_exact_and_reused_by_later_runs(bench, worker):
+    bench(Q4_0, declared=()).measure(Q4_0, "reserved_memory")
+    before = list(worker.probes)
+    assert bench(Q4_0, declared=(), run="another").measure(Q4_0, "reserved_memory").reused
+    assert worker.probes == before
+
+
+def test_memory_as_shipped_has_a_process_of_its_own_beside_the_exact_one(bench, worker):
+    made = bench(F16, Q4_0, declared=(Stage.DEPLOYED, Stage.MEMORY, Stage.ENERGY))
+    found = made.measure(Q4_0, "deployed_memory")
+    assert (found.value, found.disturbed) == (3, ())
+    assert found.detail.startswith("as shipped it takes 0.0 MiB, ")
+    assert sorted(worker.probes) == ["m-Q4_0 deployed", "m-Q4_0 memory", "m-Q4_0 validate"]
+    exact = next(job.memory for job in worker.jobs if job.memory)
+    shipped = next(job.deployed for job in worker.jobs if job.deployed)
+    assert (exact.execution.repack, exact.execution.mapped) == (False, False)
+    assert (shipped.execution.repack, shipped.execution.mapped) == (True, True)
+
+
+def test_memory_as_shipped_that_was_swapped_is_measured_once_more(bench, worker):
+    worker.swaps = [5]
+    made = bench(Q4_0, declared=())
+    assert made.measure(Q4_0, "deployed_memory").disturbed == ()
+    assert worker.probes.count("m-Q4_0 deployed") == 2
+    worker.swaps = [5, 6, 7]
+    again = bench(Q4_0, declared=(), run="another").measure(Q4_0, "deployed_memory")
+    assert again.disturbed == ("6 MiB were swapped out",)
+    assert worker.probes.count("m-Q4_0 deployed") == 4
+
+
+@pytest.mark.parametrize("name", ["deployed_memory", "decode_energy", "peak_memory"])
+def test_what_a_machine_does_at_the_time_belongs_to_one_run(bench, worker, name):
+    bench(Q4_0, declared=()).measure(Q4_0, name)
+    assert bench(Q4_0, declared=()).measure(Q4_0, name).reused
+    assert not bench(Q4_0, declared=(), run="another").measure(Q4_0, name).reused
+
+
+def test_energy_is_asked_of_the_meters_that_the_settings_name(bench, worker, tmp_path):
+    made = bench(Q4_0, declared=(), sysfs=tmp_path / "host-sys")
+    assert made.measure(Q4_0, "decode_energy").value == pytest.approx(0.25)
+    assert worker.jobs[-1].energy.sysfs == str(tmp_path / "host-sys")
+    # Where the meters are seen does not change what they tell.
+    assert "sysfs" not in made.protocol(Q4_0, Stage.ENERGY)
+
+
+def test_without_a_meter_energy_is_not_there_in_a_way_of_its_own(bench, worker):
+    worker.meter = {"unsupported": "no meter in /sys"}
+    with pytest.raises(NoMeterError, match="no meter in /sys"):
+        bench(Q4_0, declared=()).measure(Q4_0, "decode_energy")
+    # That a reference is missing is not for want of a meter.
+    with pytest.raises(UnsupportedError) as refusal:
+        bench(F16, declared=()).measure(F16, "mean_kld")
+    assert not isinstance(refusal.value, NoMeterError)
+
+
+def test_other_processes_of_the_session_disturb_energy(bench, worker):
+    found = bench(Q4_0, declared=(), busy=True).measure(Q4_0, "decode_energy")
+    assert found.disturbed == ("other test workers were running tests",)
+
+
+# How the cache is kept
+
+KV = Cell(model=MODEL, method="Q4_0+kv-q8_0")
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [
+        ("peak_memory", "memory"),
+        ("reserved_memory", "reserve"),
+        ("deployed_memory", "deployed"),
+        ("decode_energy", "energy"),
+        ("decode_speed", "speed"),
+        ("mean_kld", "fidelity"),
+    ],
+)
+def test_a_method_says_how_the_cache_is_kept_in_every_stage(bench, worker, name, plan):
+    made = bench(F16, Q4_0, KV, declared=())
+    for cell, kind in ((Q4_0, "f16"), (KV, "q8_0")):
+        made.measure(cell, name)
+        asked = [
+            getattr(job, plan).execution
+            for job in worker.jobs
+            if job.artifact == cell.id and getattr(job, plan) is not None
+        ]
+        assert {(one.type_k, one.type_v) for one in asked} == {(kind, kind)}
+
+
+@pytest.mark.parametrize("stage", [Stage.FIDELITY, Stage.DECODE])
+def test_the_plain_cache_leaves_a_protocol_what_it_was(bench, worker, stage):
+    made = bench(F16, Q4_0, KV)
+    assert not {"type_k", "type_v"} & made.protocol(Q4_0, stage).keys()
+    assert made.protocol(KV, stage)["type_k"] == "q8_0"
+    assert made.protocol(KV, stage)["type_v"] == "q8_0"
+
+
+def test_what_an_importance_matrix_was_made_from_is_not_known_of_a_candidate(bench, worker):
+    weighed = Cell(model=MODEL, method="Q4_0+imatrix")
+    made = bench(F16, weighed, declared=(), rederive=True)
+    with pytest.raises(UnsupportedError, match="a method without an importance matrix"):
+        made.measure(weighed, "rederived_share")
+
+
+def test_the_reference_of_another_cache_is_the_plain_one(bench, worker):
+    bench(F16, KV, declared=()).measure(KV, "mean_kld", 8)
+    assert fidelity(worker) == ["m-F16 fidelity[0:8]", "m-Q4_0+kv-q8_0 fidelity[0:8]"]
+    (plain,) = {
+        job.fidelity.execution.type_k
+        for job in worker.jobs
+        if job.artifact == "m-F16" and job.fidelity
+    }
+    assert plain == "f16"
 
 
 # Windows, in stretches

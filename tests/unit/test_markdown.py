@@ -20,6 +20,7 @@ from pytest_ondevice.model.comparison import (
     Side,
 )
 from pytest_ondevice.model.device import Device, Runtime
+from pytest_ondevice.model.law import LawReport
 from pytest_ondevice.model.measurement import Measurement
 from pytest_ondevice.model.report import (
     ArtifactFacts,
@@ -242,7 +243,7 @@ def test_a_terminal_shows_the_same_in_columns():
 # One report
 
 
-def reported(*cells, checks=(), notes=(), complete=True):
+def reported(*cells, checks=(), notes=(), complete=True, laws=()):
     return Report(
         schema_version=1,
         generator="pytest-ondevice 0",
@@ -257,6 +258,7 @@ def reported(*cells, checks=(), notes=(), complete=True):
         settings={},
         cells=cells,
         checks=tuple(checks),
+        laws=tuple(laws),
         protocols={},
         notes=tuple(notes),
     )
@@ -427,7 +429,10 @@ def test_a_hostile_report_is_tame(text):
             waived=text or "x",
         )
     ]
-    made = reported(cell(text), checks=checks, notes=[text])
+    law = LawReport(
+        law=text, subject=text, verdict=Verdict.FAIL, message=text, anomalies=(text, text)
+    )
+    made = reported(cell(text), checks=checks, notes=[text], laws=[law])
     made = msgspec.structs.replace(
         made,
         generator=text,
@@ -452,6 +457,53 @@ def test_plain_names_are_set_in_code():
     assert markdown.escape("&lt;") == "&#38;lt;"
     assert markdown.escape("x" * 1000) == "x" * 399 + "…"
     assert markdown.escape("mean_kld 5 @ 6 -> 7") == "mean_kld 5 @ 6 -> 7"
+
+
+# Laws
+
+
+def law(name, verdict=Verdict.PASS, message="it holds", subject="m", **fields):
+    return LawReport(law=name, subject=subject, verdict=verdict, message=message, **fields)
+
+
+def test_a_summary_lists_what_was_found_of_each_law():
+    laws = [
+        law("memory", message="peak = 1.003 x weights + 44.6 MiB"),
+        law("kv_cache", Verdict.FAIL, "it grows twice", "m+kv-q8_0"),
+        # What could not be held says nothing of the model.
+        law("power", Verdict.UNSUPPORTED, "no meter"),
+    ]
+    page = markdown.summary(reported(cell(), laws=laws))
+    start = page.index("**Laws**")
+    assert page[start:].split("\n\n")[1].splitlines() == [
+        "- `memory` of m: pass: peak = 1.003 x weights + 44.6 MiB",
+        "- `kv_cache` of m+kv-q8_0: fail: it grows twice",
+    ]
+    assert "no meter" not in page
+
+
+def test_a_summary_without_laws_has_no_list_of_them():
+    for laws in ([], [law("power", Verdict.UNSUPPORTED, "no meter")]):
+        assert "Laws" not in markdown.summary(reported(cell(), laws=laws))
+
+
+def test_a_law_has_the_verdict_that_the_run_came_to():
+    # Held against disturbed figures it fails, and that decides nothing.
+    checks = [CheckResult(check="laws.memory", cell="m", verdict=Verdict.INVALID, message="x")]
+    page = markdown.summary(
+        reported(cell(), checks=checks, laws=[law("memory", Verdict.FAIL, "a leak")])
+    )
+    assert "- `memory` of m: invalid: a leak" in page.splitlines()
+
+
+@pytest.mark.parametrize("text", ["m", HOSTILE, "|" * 500])
+def test_many_laws_are_cut_and_counted(text):
+    laws = [law(f"{text}{count}", message=text * 3, subject=text) for count in range(2000)]
+    page = markdown.summary(reported(cell(), laws=laws, notes=["it rained"]))
+    assert len(page.encode()) <= markdown.LIMIT
+    assert re.search(r"- left out, for the comment would be too long: \d+ laws", page)
+    assert "- it rained\n" in page
+    assert_tame(page)
 
 
 # Length

@@ -15,6 +15,7 @@ from pytest_ondevice.gather import encode, worst
 from pytest_ondevice.model.bound import Bound, Source
 from pytest_ondevice.model.change import Change, Finding
 from pytest_ondevice.model.device import Device, Runtime
+from pytest_ondevice.model.law import LawPoint, LawReport
 from pytest_ondevice.model.measurement import Measurement, digest_of
 from pytest_ondevice.model.report import (
     SCHEMA_VERSION,
@@ -113,6 +114,32 @@ CHECK = CheckResult(
     change=CHANGE,
     node="suites/fidelity/test_loss.py::test_kld[m-Q4_K_M]",
 )
+LAW = LawReport(
+    law="loss_envelope",
+    subject="m",
+    verdict=Verdict.FAIL,
+    message="m-Q4_K_M loses 3 times what its bits per weight allow",
+    anomalies=("m-Q4_K_M is off the line",),
+    warns=True,
+    x="effective_bpw",
+    x_unit="bits/weight",
+    y="mean_kld",
+    y_unit="nats",
+    y_log=True,
+    points=(
+        LawPoint(
+            cell="m-Q4_K_M", x=4.89, y=0.09, error=1e-300, fitted=0.03, residual=0.06, left_out="x"
+        ),
+        LawPoint(cell="m-F16", x=16.0, y=0.0),
+    ),
+    slope=-1.14,
+    slope_error=5e-324,
+    intercept=3.2,
+    intercept_error=0.5,
+    r2=0.999,
+    crossover=3.5,
+    figures={"room": 8.0},
+)
 FULL = Report(
     schema_version=SCHEMA_VERSION,
     generator="pytest-ondevice 0.1.0",
@@ -155,6 +182,7 @@ FULL = Report(
         ),
     ),
     checks=(CHECK, CheckResult(check="mine", cell="m-F16", verdict=Verdict.PASS)),
+    laws=(LAW, LawReport(law="power", subject="m", verdict=Verdict.UNSUPPORTED, message="none")),
     protocols={"0" * 16: {"n_ctx": 512, "repack": True, "windows": None, "share": 0.5, "t": "x"}},
     notes=("the source of m is quantized already (Q4_1)",),
 )
@@ -196,6 +224,8 @@ def test_the_example_has_a_value_in_every_field():
         "CheckResult",
         "Change",
         "Bound",
+        "LawReport",
+        "LawPoint",
     }
     for one in types_in(FULL):
         for name in one.__struct_fields__:
@@ -220,6 +250,7 @@ def test_an_items_report_is_read_as_it_was_sent():
         logits=FULL.cells[0].logits,
         predecessor=FACTS,
         system_info="AVX2 = 1",
+        laws=FULL.laws,
     )
     assert decode(msgspec.json.encode(item), ItemReport) == item
     assert decode(b'{"cell":"m"}', ItemReport) == ItemReport(cell="m")
@@ -263,6 +294,12 @@ def test_a_report_of_a_later_version_is_read():
     later = strictly(encode(FULL)) | {"added_later": [1]}
     later["cells"][0]["added_later"] = {}
     assert decode(json.dumps(later)) == FULL
+
+
+def test_a_report_of_before_there_were_laws_is_read():
+    earlier = strictly(encode(FULL))
+    del earlier["laws"]
+    assert decode(json.dumps(earlier)) == msgspec.structs.replace(FULL, laws=())
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import re
 import pytest
 
 from pytest_ondevice import shipped
+from pytest_ondevice.checks import check, check_of
 from pytest_ondevice.comparison import TOLERANCES
+from pytest_ondevice.laws import LAWS
 from pytest_ondevice.model.bound import Source
+from pytest_ondevice.model.quantity import QUANTITIES, Stage
 
 SUITES = shipped.folder("suites")
 
@@ -47,6 +50,46 @@ def test_a_check_states_requirement_quantity_bound_and_source(check):
 @pytest.mark.parametrize("text", [None, "It is good.", "Q\n\nQuantity: x. Bound: y. Source: me."])
 def test_a_check_that_does_not_is_seen(text):
     assert lacking(text)
+
+
+def laws():
+    """Every check of a law: its id, the law that it declares, and the one that it asks for."""
+    for node in ast.walk(ast.parse((SUITES / "laws" / "test_laws.py").read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            (decorator,) = node.decorator_list
+            (declared,) = [word.value.value for word in decorator.keywords if word.arg == "law"]
+            asked = [
+                one.args[0].value
+                for one in ast.walk(node)
+                if isinstance(one, ast.Call)
+                and isinstance(one.func, ast.Name)
+                and one.func.id == "ondevice_law"
+            ]
+            yield decorator.args[0].value, declared, asked
+
+
+def test_every_law_has_a_check_that_asks_for_what_it_declares():
+    # What it declares is what is measured for it.
+    assert [(check, asked) for check, _, asked in laws()] == [
+        (f"laws.{declared}", [declared]) for _, declared, _ in laws()
+    ]
+    assert sorted(declared for _, declared, _ in laws()) == sorted(LAWS)
+
+
+def test_a_check_of_a_law_measures_what_the_law_needs():
+    @check("laws.threshold", law="threshold")
+    def held():
+        """Hold it."""
+
+    found = check_of(held)
+    law = LAWS["threshold"]
+    # Of figures of other suites none is measured here.
+    ours = [one for one in (*law.measures, *law.optional) if one in QUANTITIES]
+    assert list(found.measures) == ours
+    assert "accuracy" not in found.measures
+    assert {Stage.HEADER, Stage.MEMORY, Stage.FIDELITY} <= found.stages
+    with pytest.raises(ValueError, match="check x: unknown law thresh"):
+        check("x", law="thresh")
 
 
 def tolerances():

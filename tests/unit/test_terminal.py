@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pytest_ondevice.model.bound import Bound, Source
 from pytest_ondevice.model.change import Change, Finding
 from pytest_ondevice.model.device import Device, Runtime
+from pytest_ondevice.model.law import LawReport
 from pytest_ondevice.model.measurement import Measurement
 from pytest_ondevice.model.report import (
     ArtifactFacts,
@@ -21,7 +22,14 @@ from pytest_ondevice.model.report import (
     TypeShare,
 )
 from pytest_ondevice.model.verdict import Verdict
-from pytest_ondevice.render.terminal import footnotes, succession, summarise, table
+from pytest_ondevice.render.terminal import (
+    footnotes,
+    relations,
+    resources,
+    succession,
+    summarise,
+    table,
+)
 
 MIB = 2**20
 
@@ -84,7 +92,7 @@ def check(cell_id="m-Q4_K_M", verdict=Verdict.PASS, number=0):
     return CheckResult(check=f"check.{number}", cell=cell_id, verdict=verdict)
 
 
-def report(*cells, checks=(), complete=True, notes=()):
+def report(*cells, checks=(), complete=True, notes=(), laws=()):
     return Report(
         schema_version=1,
         generator="pytest-ondevice 0",
@@ -99,6 +107,7 @@ def report(*cells, checks=(), complete=True, notes=()):
         settings={},
         cells=tuple(cells),
         checks=tuple(checks),
+        laws=tuple(laws),
         protocols={},
         notes=tuple(notes),
     )
@@ -419,6 +428,200 @@ def test_without_a_predecessor_there_is_no_table_of_it():
     assert succession(report()) == []
 
 
+# What running takes
+
+RUNNING = {
+    "reserved_memory": 131.5 * MIB,
+    "weights_memory": 84.9 * MIB,
+    "kv_memory": 11.25 * MIB,
+    "compute_memory": 35.6 * MIB,
+    "unattributed_memory": 13.4 * MIB,
+    "deployed_memory": 201.2 * MIB,
+    "load_time_cold": 0.512,
+    "load_time": 0.0834,
+    "ttft": 0.1637,
+    "prefill_speed_512": 745.6,
+    "decode_speed_d512": 80.2,
+    "roofline_fraction": 0.534,
+    "decode_energy": 0.01234,
+}
+
+
+def squeezed(lines):
+    """Lines as one text, whatever was broken and laid out how."""
+    return " ".join(" ".join(lines).split())
+
+
+def test_what_running_takes_is_a_table_of_its_own():
+    one = cell("m-Q4_K_M", **RUNNING)
+    shown = squeezed(resources(report(one)))
+    for title, figure in (
+        ("reserve", "131.5"),
+        ("weights", "84.9"),
+        ("KV", "11.2"),
+        ("compute", "35.6"),
+        ("other", "13.4"),
+        ("as shipped", "201.2"),
+        ("cold load ms", "512"),
+        ("warm ms", "83"),
+        ("TTFT ms", "164"),
+        ("pp512", "746"),
+        ("tg@512", "80"),
+        ("roofline", "0.53"),
+        ("J/token", "0.0123"),
+    ):
+        assert title in shown
+        assert f" {figure}" in shown
+
+
+def test_of_what_running_takes_only_the_figures_that_there_are_have_a_column():
+    cells = [
+        cell("m-F16"),
+        cell("m-Q4_K_M", kv_memory=11.25 * MIB, ttft=[0.2]),
+        cell("m-Q8_0", kv_memory=None),
+    ]
+    lines = resources(report(*cells))
+    # A cell that has none of them has no row; the method is name enough of a single model's.
+    assert [columns(line) if line else [] for line in lines] == [
+        [],
+        ["memory in MiB", "KV"],
+        ["Q4_K_M", "11.2"],
+        ["Q4_K_M", "nan"],
+        [],
+        ["speed", "TTFT ms"],
+        ["Q4_K_M", "200~"],
+    ]
+    end = lines[1].index("KV") + len("KV")
+    assert lines[2][:end].endswith("11.2")
+
+
+def test_cells_of_several_models_are_told_by_their_ids():
+    other = msgspec.structs.replace(cell("n-Q4_K_M", ttft=0.1), model="n")
+    _, _, *rows = resources(report(cell("m-Q4_K_M", ttft=0.2), other))
+    assert [columns(line)[0] for line in rows] == ["m-Q4_K_M", "n-Q4_K_M"]
+
+
+def test_without_such_figures_there_is_no_table_of_them():
+    assert resources(report()) == []
+    assert resources(report(cell(**FULL))) == []
+
+
+def shipped(name, deployed, peak, detail="as shipped it takes more"):
+    """A cell with its memory as shipped, in MiB, and the words that explain it."""
+    made = cell(name, peak_memory=peak * MIB)
+    told = Measurement(quantity="deployed_memory", value=deployed * MIB, unit="B", detail=detail)
+    made.measurements["deployed_memory"] = told
+    return msgspec.structs.replace(made, method=name.removeprefix("m-"))
+
+
+def test_the_cell_that_takes_most_more_as_shipped_is_explained():
+    cells = [
+        shipped("m-F16", 310, 300, "as it is"),
+        shipped("m-Q4_0", 200, 145, "as shipped it takes 200.0 MiB: repacked copies"),
+        shipped("m-Q8_0", 220, 190, "less so"),
+    ]
+    lines = resources(report(*cells))
+    assert lines[-1] == "Q4_0 as shipped it takes 200.0 MiB: repacked copies"
+    assert "less so" not in squeezed(lines)
+
+
+@pytest.mark.parametrize(("deployed", "explained"), [(104, False), (106, True), (60, False)])
+def test_little_more_as_shipped_needs_no_words(deployed, explained):
+    lines = resources(report(shipped("m-Q4_0", deployed, 100)))
+    assert (lines[-1] == "Q4_0 as shipped it takes more") is explained
+
+
+def test_what_running_takes_fits_into_100_columns():
+    # As a whole run on a machine with a meter has it.
+    cells = [cell("m-F16", **RUNNING), cell("m-Q4_K_M", **RUNNING)]
+    assert [line for line in resources(report(*cells)) if len(line) > 100] == []
+
+
+# Laws
+
+
+def law(name="memory", subject="m", verdict=Verdict.PASS, message="peak = weights", **fields):
+    return LawReport(law=name, subject=subject, verdict=verdict, message=message, **fields)
+
+
+def test_laws_are_a_table_of_what_was_found():
+    laws = [
+        law("memory", message="peak = 1.0030 x weights + 44.6 MiB"),
+        law("kv_cache", "m+kv-q8_0", Verdict.FAIL, "it grows twice", anomalies=("a", "b")),
+        law("power", verdict=Verdict.UNSUPPORTED, message="requires 3 cells"),
+    ]
+    blank, header, *lines = relations(report(cell(), laws=laws))
+    assert blank == ""
+    assert columns(header) == ["law", "of", "verdict", "found"]
+    assert [columns(line) for line in lines] == [
+        ["memory", "m", "pass", "peak = 1.0030 x weights + 44.6 MiB"],
+        ["kv_cache", "m+kv-q8_0", "fail", "it grows twice"],
+        ["a"],
+        ["b"],
+        ["power", "m", "unsupported", "requires 3 cells"],
+    ]
+    # What was found begins under its title.
+    start = header.index("found")
+    assert lines[0][start:].startswith("peak = ")
+    assert lines[1][start:] == "it grows twice"
+
+
+def test_a_law_shows_the_verdict_that_the_run_came_to():
+    # What the law finds of disturbed figures decides nothing.
+    checks = [
+        CheckResult(check="laws.memory", cell="m", verdict=Verdict.INVALID),
+        CheckResult(check="laws.kv_cache", cell="n", verdict=Verdict.PASS),
+        CheckResult(check="other.kv_cache", cell="m", verdict=Verdict.PASS),
+    ]
+    laws = [law("memory", verdict=Verdict.FAIL), law("kv_cache", verdict=Verdict.FAIL)]
+    _, _, first, second = relations(report(cell(), checks=checks, laws=laws))
+    assert columns(first)[2] == "invalid"
+    assert columns(second)[2] == "fail"
+
+
+def test_many_anomalies_are_counted():
+    many = law(anomalies=tuple(f"anomaly {i}" for i in range(9)))
+    lines = relations(report(cell(), laws=[many]))
+    shown = squeezed(lines)
+    assert "anomaly 5" in shown
+    assert "anomaly 6" not in shown
+    assert lines[-1].strip() == "and 3 more, in the report"
+    few = msgspec.structs.replace(many, anomalies=many.anomalies[:6])
+    assert relations(report(cell(), laws=[few]))[-1].strip() == "anomaly 5"
+
+
+def test_without_laws_there_is_no_table_of_them():
+    assert relations(report(cell(**FULL), checks=[check()])) == []
+
+
+SAID = (
+    "smollm2-135m-Q4_K_M takes +12.3 MiB against the line of the other cells, 1.0 MiB are allowed;"
+    " give another with --ondevice-methods=Q4_0,Q8_0"
+)
+
+
+@pytest.mark.parametrize("subject", ["m", "smollm2-135m", "meta-llama-3.1-70b-instruct+kv-q8_0"])
+@pytest.mark.parametrize("verdict", Verdict)
+def test_laws_fit_into_100_columns(subject, verdict):
+    laws = [
+        law("loss_monotone", subject, verdict, f"{SAID}. {SAID}", anomalies=(SAID, SAID)),
+        law("memory", "n"),
+    ]
+    lines = relations(report(cell(), laws=laws))
+    assert [line for line in lines if len(line) > 100] == []
+    # Whatever is broken is all there.
+    assert squeezed(lines).count("against the line of the other cells,") == 4
+
+
+def test_names_are_not_broken():
+    # A name or an option in two parts is neither found nor copied.
+    for before in range(60):
+        found = law(message=f"{'x' * before} {SAID}", anomalies=(f"{'x' * before} {SAID}",))
+        shown = squeezed(relations(report(cell(), laws=[found])))
+        assert shown.count("smollm2-135m-Q4_K_M takes") == 2
+        assert shown.count("--ondevice-methods=Q4_0,Q8_0") == 2
+
+
 # Whose logits changed
 
 
@@ -498,13 +701,16 @@ class Reporter:
 def test_the_summary_is_table_footnotes_notes_and_lines_in_this_order():
     reporter = Reporter()
     cells = [cell(f"m-{i}", verdict, **FULL) for i, verdict in enumerate([*Verdict, None])]
+    cells.append(cell("m-8", **RUNNING))
     checks = [changed("m-0", "against.size", 0.01)]
-    made = report(*cells, checks=checks, notes=["a note"], complete=False)
+    made = report(*cells, checks=checks, notes=["a note"], complete=False, laws=[law()])
     summarise(reporter, made, ["report: report.json"])
     assert reporter.lines == [
         "== on-device gate",
         *table(made),
         *succession(made),
+        *resources(made),
+        *relations(made),
         *footnotes(made),
         "a note",
         "report: report.json",

@@ -16,7 +16,7 @@ from pytest_ondevice.model.ending import Ending, Kind
 from pytest_ondevice.probe.protocol import N_CTX, Execution
 from pytest_ondevice.probe.reference import Head, Writer, moving
 from pytest_ondevice.probe.runner import Result
-from pytest_ondevice.texts import check, texts
+from pytest_ondevice.texts import calibration_texts, check, texts
 
 # The text
 
@@ -74,6 +74,26 @@ def test_a_text_that_can_be_used_is_no_error(tmp_path):
     path.write_text("Häuser, 家", "utf-8")
     check(path)
     check(None)
+
+
+def test_the_calibration_text_that_ships_is_another_one():
+    found, digest = calibration_texts(None)
+    kinds = [text.kind for text in found]
+    assert len(kinds) > 1
+    assert kinds == sorted(kinds)
+    assert not {text.path for text in found} & {text.path for text in texts(None)[0]}
+    assert digest != texts(None)[1]
+    assert len(digest) == 16
+
+
+def test_a_calibration_text_of_ones_own_is_one_kind(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("Grüße", "utf-8")
+    found, digest = calibration_texts(path)
+    assert [(text.kind, text.path) for text in found] == [("text", str(path))]
+    assert digest != calibration_texts(None)[1]
+    # The digest is of the content, whatever the text is for.
+    assert digest == texts(path)[1]
 
 
 # Reference files that were given

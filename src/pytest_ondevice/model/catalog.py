@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from .method import Method, method_of
+
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -116,8 +118,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """A model under a method on a device: one column of parametrized items.
 
-    ``reference`` marks the cell that loss is measured against; ``before`` the same cell of the
-    release or build that this one is compared with.
+    ``method`` is the method's name with its variants. ``reference`` marks the cell that loss is
+    measured against; ``before`` the same cell of the release or build that this one is compared
+    with.
     """
 
     model: Model
@@ -131,6 +134,32 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.model.name}-{self.method}{' (before)' if self.before else ''}"
 
     @property
+    def way(self) -> Method:
+        """The method, read: file type and variants."""
+        return method_of(self.method)
+
+    @property
+    def file_type(self) -> str:
+        """The llama.cpp file type that the method makes."""
+        return self.way.file_type
+
+    @property
+    def weights(self) -> str:
+        """The method without what only concerns how the weights are run."""
+        return self.way.weights
+
+    @property
     def predecessor(self) -> Cell:
         """The cell that this one is compared with."""
         return msgspec.structs.replace(self, before=True)
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """What a law is held for: the cells of a model, or of the models of a family.
+
+    ``name`` stands for the cells in test ids and reports; it has the type of the KV cache where
+    that is not the plain one, since cells of different caches do not compare.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]

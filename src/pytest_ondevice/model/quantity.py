@@ -21,12 +21,18 @@ class Stage(StrEnum):
     DECODE = "decode"
     SPEED = "speed"
     MEMORY = "memory"
+    RESERVE = "reserve"
+    DEPLOYED = "deployed"
+    ENERGY = "energy"
 
 
 DETERMINISTIC = frozenset(
-    {Stage.HEADER, Stage.QUANTIZE, Stage.VALIDATE, Stage.FIDELITY, Stage.DECODE}
+    {Stage.HEADER, Stage.QUANTIZE, Stage.VALIDATE, Stage.RESERVE, Stage.FIDELITY, Stage.DECODE}
 )
-"""Stages whose results later sessions may reuse. Speed and memory belong to one run."""
+"""Stages whose results later sessions may reuse. Speed, memory and energy belong to one run."""
+
+CONTEXTS = (512, 1024, 2048, 4096)
+"""The context lengths whose KV cache is sized beside that of the memory protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,18 @@ QUANTITIES = _table(
         "file_size", "B", Stage.HEADER, "length of the artifact, what a user downloads", "size"
     ),
     Quantity("weight_bytes", "B", Stage.HEADER, "bytes of all weight tensors", "size"),
+    Quantity(
+        "active_bytes",
+        "B",
+        Stage.HEADER,
+        "bytes of weights that one decoded token reads: no idle experts, no lookup tables",
+    ),
+    Quantity(
+        "calibrated",
+        "1",
+        Stage.HEADER,
+        "1 when it was quantized with an importance matrix, which needs calibration data",
+    ),
     Quantity(
         "float_body_share",
         "1",
@@ -138,6 +156,15 @@ QUANTITIES = _table(
     Quantity("quantize_time", "s", Stage.QUANTIZE, "wall time of llama_model_quantize"),
     Quantity("quantize_cpu_time", "s", Stage.QUANTIZE, "CPU time of llama_model_quantize"),
     Quantity(
+        "quantize_speed", "weights/s", Stage.QUANTIZE, "weights / wall time of quantizing them"
+    ),
+    Quantity(
+        "calibration_time",
+        "s",
+        Stage.QUANTIZE,
+        "wall time of making the importance matrix, 0 for a method that needs none",
+    ),
+    Quantity(
         "quantize_peak_memory",
         "B",
         Stage.QUANTIZE,
@@ -167,6 +194,12 @@ QUANTITIES = _table(
         "fidelity",
     ),
     Quantity("ln_ppl", "1", Stage.FIDELITY, "mean negative log-likelihood per token", "fidelity"),
+    Quantity(
+        "bits_per_byte",
+        "bits/B",
+        Stage.FIDELITY,
+        "negative log-likelihood in bits per byte of text, whatever the tokenizer",
+    ),
     Quantity(
         "same_top",
         "1",
@@ -226,9 +259,28 @@ QUANTITIES = _table(
         "mean KLD of a window's distributions fed token by token from the same window prefilled",
     ),
     Quantity("load_time", "s", Stage.SPEED, "loading the artifact as shipped, file in page cache"),
+    Quantity(
+        "load_time_cold", "s", Stage.SPEED, "loading with the file's pages dropped from the cache"
+    ),
     Quantity("ttft", "s", Stage.SPEED, "time to first token: tokenize and prefill 128, choose one"),
     Quantity("prefill_speed", "tokens/s", Stage.SPEED, "prefill of 128 tokens, best repetition"),
+    Quantity("prefill_speed_512", "tokens/s", Stage.SPEED, "prefill of 512 tokens"),
     Quantity("decode_speed", "tokens/s", Stage.SPEED, "decoding one token at a time, best token"),
+    Quantity(
+        "decode_speed_d512",
+        "tokens/s",
+        Stage.SPEED,
+        "decoding one token at a time after 512 others, best token",
+    ),
+    Quantity(
+        "read_bandwidth", "B/s", Stage.SPEED, "bandwidth of reading memory in the same process"
+    ),
+    Quantity(
+        "roofline_fraction",
+        "1",
+        Stage.SPEED,
+        "active bytes x decode speed / read bandwidth: the share of what memory could deliver",
+    ),
     Quantity(
         "prefill_ratio",
         "1",
@@ -253,5 +305,45 @@ QUANTITIES = _table(
     Quantity("weights_memory", "B", Stage.MEMORY, "anonymous memory that loading the weights took"),
     Quantity("kv_memory", "B", Stage.MEMORY, "anonymous memory that making the context took"),
     Quantity("compute_memory", "B", Stage.MEMORY, "anonymous memory that computing touched"),
+    Quantity(
+        "unattributed_memory",
+        "B",
+        Stage.MEMORY,
+        "the part of the peak that is neither weights nor KV cache nor compute buffers",
+    ),
+    Quantity(
+        "reserved_memory",
+        "B",
+        Stage.RESERVE,
+        "weights, KV cache, compute and output buffers as the runtime reserves them; exact",
+        "reserve",
+    ),
+    Quantity(
+        "kv_reserve", "B", Stage.RESERVE, "KV cache at the protocol's context length", "reserve"
+    ),
+    Quantity(
+        "compute_reserve", "B", Stage.RESERVE, "compute buffers of a full micro-batch", "reserve"
+    ),
+    *(
+        Quantity(f"kv_reserve_{n}", "B", Stage.RESERVE, f"KV cache at a context of {n} tokens")
+        for n in CONTEXTS
+    ),
+    Quantity(
+        "deployed_memory",
+        "B",
+        Stage.DEPLOYED,
+        "peak resident memory as shipped: weights mapped, and repacked for this CPU where they are",
+    ),
+    Quantity(
+        "repacked_bytes", "B", Stage.DEPLOYED, "second copies of weights, in this CPU's layout"
+    ),
+    Quantity(
+        "mapped_bytes", "B", Stage.DEPLOYED, "resident pages of files: mapped weights, libraries"
+    ),
+    Quantity("prefill_energy", "J/token", Stage.ENERGY, "energy of prefilling one token"),
+    Quantity("decode_energy", "J/token", Stage.ENERGY, "energy of decoding one token"),
+    Quantity("prefill_power", "W", Stage.ENERGY, "mean power while prefilling"),
+    Quantity("decode_power", "W", Stage.ENERGY, "mean power while decoding"),
+    Quantity("idle_power", "W", Stage.ENERGY, "mean power while nothing is done"),
 )
 """All quantities by name. Speed words follow llama-bench, fidelity words llama-perplexity."""

@@ -7,6 +7,7 @@ import msgspec
 from .bound import Bound
 from .change import Change, Finding
 from .device import Device, Runtime
+from .law import LawReport
 from .measurement import Measurement, ProtocolFields
 from .verdict import Verdict
 
@@ -60,7 +61,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     Attributes:
         check: The check's id; for a user's own test its node id without the parameters.
-        cell: The cell's id.
+        cell: The cell's id; of a law the model or family that it is held for.
         verdict: The verdict.
         quantity: What was judged; empty where nothing was measured.
         value: Its value.
@@ -93,7 +94,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ItemReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one test item sends to whoever writes the report."""
+    """What one test item sends to whoever writes the report, of a cell or of a law's subject."""
 
     cell: str
     results: tuple[CheckResult, ...] = ()
@@ -103,6 +104,7 @@ class ItemReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     logits: dict[str, tuple[str, ...]] = {}
     predecessor: ArtifactFacts | None = None
     system_info: str = ""
+    laws: tuple[LawReport, ...] = ()
 
 
 class CellReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +142,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         settings: The options that decide what was measured.
         cells: One entry per cell, in matrix order.
         checks: One entry per verdict.
+        laws: One entry per law and model or family.
         protocols: Protocol digests and what they stand for.
         notes: What a reader has to know, one sentence each.
     """
@@ -155,5 +158,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str]
     cells: tuple[CellReport, ...]
     checks: tuple[CheckResult, ...]
+    laws: tuple[LawReport, ...] = ()
     protocols: dict[str, ProtocolFields]
     notes: tuple[str, ...]

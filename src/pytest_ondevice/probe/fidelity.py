@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import numpy as np
 
 from .protocol import N_CTX
@@ -113,7 +114,8 @@ def measure(
 
     Returns:
         ``ids`` of the windows, ``available`` (windows that the text holds), ``scored`` (positions
-        per window), ``nonfinite`` (count), ``reference`` (whether this is the reference itself),
+        per window), ``bytes`` (of text, that each window's scored tokens stand for), ``nonfinite``
+        (count), ``reference`` (whether this is the reference itself),
         ``isa`` and ``logits`` (digests of the first windows' logits), a list per name of
         ``COLUMNS``, and ``token_kld`` and ``token_dp``: base64 of float32, every scored position.
 
@@ -139,6 +141,7 @@ def measure(
         rows: dict[str, list[float | None]] = {name: [] for name in COLUMNS}
         positions: tuple[list[NDArray[np.float64]], ...] = ([], [])
         digests: list[str] = []
+        text_bytes: list[int] = []
         nonfinite = 0
         for index, (name, window) in enumerate(zip(names, windows, strict=True)):
             logits = scored_logits(ctx, window, plan.execution)
@@ -148,6 +151,7 @@ def measure(
                 digests.append(digest)
             bad = 0 if np.isfinite(logits.sum()) else int((~np.isfinite(logits)).sum())
             nonfinite += bad
+            text_bytes.append(model.n_bytes(_targets(window).tolist()))
             found = None if bad else sink.take(name, window, log_softmax(logits), digest)
             means = _means(found) if found is not None else {}
             for column in COLUMNS:
@@ -162,6 +166,7 @@ def measure(
         "ids": names,
         "available": available,
         "scored": plan.execution.n_ctx - plan.execution.n_ctx // 2 - 1,
+        "bytes": text_bytes,
         "nonfinite": nonfinite,
         "reference": plan.write,
         "isa": engine.isa(),
@@ -283,7 +288,9 @@ class _Beside:
         windows: NDArray[np.int32],
         n_vocab: int,
     ) -> None:
-        model = stack.enter_context(engine.load(plan.beside, plan.execution))
+        # The reference keeps its cache in full precision, however the candidate keeps its own.
+        plain = msgspec.structs.replace(plan.execution, type_k="f16", type_v="f16")
+        model = stack.enter_context(engine.load(plan.beside, plain))
         if n_vocab != model.n_vocab:
             raise TextError(
                 f"its vocabulary has {n_vocab} tokens, the reference's {model.n_vocab}; it is not"
@@ -296,7 +303,7 @@ class _Beside:
                 " losses on different tokens cannot be compared"
             )
         self._plan = plan
-        self._ctx = stack.enter_context(engine.context(model, plan.execution))
+        self._ctx = stack.enter_context(engine.context(model, plain))
 
     def take(
         self, name: str, window: NDArray[np.int32], log_q: Floats32, digest: str

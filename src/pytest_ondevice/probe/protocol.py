@@ -19,6 +19,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
         n_ubatch: Tokens of a micro-batch.
         threads: Threads; logits do not depend on them, time and memory do.
         gpu_layers: Layers on the GPU; the runtime has to confirm them. 0 uses the CPU alone.
+        type_k: How keys are kept in the cache: ``f16``, ``q8_0`` or ``q4_0``.
+        type_v: How values are kept in it.
     """
 
     flash_attention: bool = True
@@ -28,6 +30,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     n_ubatch: int = N_CTX
     threads: int = 2
     gpu_layers: int = 0
+    type_k: str = "f16"
+    type_v: str = "f16"
 
 
 MEMORY_EXECUTION = Execution(repack=False, mapped=False)
@@ -84,13 +88,25 @@ class DecodePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpeedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The speed stage: token counts and repetitions of a fixed synthetic trace."""
+    """The speed stage: token counts and repetitions of a fixed synthetic trace.
+
+    Attributes:
+        prefill: Tokens of the short prompt.
+        prefill_long: Tokens of the long prompt, which is also the depth of the deeper decoding.
+        decode: Tokens decoded one at a time, at depth 0 and at that of the long prompt.
+        repetitions: Repetitions of the short prompt and of decoding.
+        most_warm_ups: Warming up ends after so many at the latest.
+        cold: Load also with the file's pages dropped from the page cache.
+        execution: How the runtime executes.
+    """
 
     prefill: int = 128
+    prefill_long: int = 512
     decode: int = 24
     repetitions: int = 2
     most_warm_ups: int = 4
-    execution: Execution = Execution()
+    cold: bool = True
+    execution: Execution = Execution(n_ctx=1024)
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +114,45 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     decode: int = 8
     execution: Execution = MEMORY_EXECUTION
+
+
+class ReservePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The reserve stage: what the runtime would allocate, asked for without allocating it.
+
+    Attributes:
+        contexts: The context lengths to ask for, beside the execution's own.
+        execution: How the runtime executes.
+    """
+
+    contexts: tuple[int, ...] = (512, 1024, 2048, 4096)
+    execution: Execution = MEMORY_EXECUTION
+
+
+class DeployedPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The deployed stage: peak memory as shipped, weights mapped and copied for this CPU."""
+
+    decode: int = 8
+    execution: Execution = Execution()
+
+
+class EnergyPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The energy stage: joules of prefilling and of decoding, by a meter of this machine.
+
+    Attributes:
+        sysfs: Where the kernel's meters are looked for.
+        idle_seconds: So long nothing is done, for the idle power.
+        seconds: Each phase is repeated for at least so long.
+        prefill: Tokens of the prompt.
+        decode: Tokens decoded one at a time.
+        execution: How the runtime executes.
+    """
+
+    sysfs: str = "/sys"
+    idle_seconds: float = 2.0
+    seconds: float = 3.0
+    prefill: int = 512
+    decode: int = 32
+    execution: Execution = Execution()
 
 
 class MeasureJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -109,15 +164,44 @@ class MeasureJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     speed: SpeedPlan | None = None
     fidelity: FidelityPlan | None = None
     decode: DecodePlan | None = None
+    reserve: ReservePlan | None = None
+    deployed: DeployedPlan | None = None
+    energy: EnergyPlan | None = None
 
 
 class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Make ``target`` from ``source`` with ``llama_model_quantize``."""
+    """Make ``target`` from ``source`` with ``llama_model_quantize``.
+
+    Attributes:
+        source: The model file to quantize.
+        target: The file to make.
+        file_type: llama.cpp's number of the file type.
+        threads: Threads.
+        importance: A file of the importance of each matrix's columns, as the importance job makes
+            it; empty for none.
+    """
 
     source: str
     target: str
     file_type: int
     threads: int
+    importance: str = ""
+
+
+class ImportanceJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Weigh the columns of each matrix by the activations that a calibration text gives them.
+
+    Attributes:
+        source: The model file.
+        target: The file to make (.npz).
+        texts: The calibration text by kind.
+        execution: How the runtime executes.
+    """
+
+    source: str
+    target: str
+    texts: tuple[Text, ...]
+    execution: Execution = Execution()
 
 
 class DescribeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -146,7 +230,7 @@ class ModelJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     execution: Execution = Execution()
 
 
-Job = MeasureJob | QuantizeJob | ModelJob | DescribeJob
+Job = MeasureJob | QuantizeJob | ImportanceJob | ModelJob | DescribeJob
 
 
 class Request(msgspec.Struct, frozen=True):

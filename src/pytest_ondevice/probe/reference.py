@@ -159,7 +159,9 @@ class Compared:
 def moving(execution: Execution) -> dict[str, bool | int | str]:
     """Take those fields of an execution that can move logits; ``n_ctx`` has its own in the head."""
     fields: dict[str, bool | int | str] = msgspec.structs.asdict(execution)
-    return {name: value for name, value in fields.items() if name not in {"threads", "n_ctx"}}
+    # Distributions are kept of a plain cache only, so its types say nothing.
+    left_out = {"threads", "n_ctx", "type_k", "type_v"}
+    return {name: value for name, value in fields.items() if name not in left_out}
 
 
 def llama_cpp_size(windows: int, scored: int, n_vocab: int) -> int:

@@ -31,7 +31,7 @@ LOG_LINES = 12
 # What a worker may see of the host's environment. No secrets: a model file is untrusted input.
 _ENVIRONMENT = (
     "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT", "TEMP", "TMP",
-    "TMPDIR", "VIRTUAL_ENV",
+    "TMPDIR", "VIRTUAL_ENV", "PYTEST_ONDEVICE_TEST_SLOWER",
 )  # fmt: skip
 _PREFIXES = ("GGML_", "CUDA_", "HIP_", "HSA_", "ROCR_", "VK_")
 """Settings of runtimes and of their GPU drivers, such as which device is visible."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from . import bandwidth, pages
 from .memory import synthetic_trace
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 SETTLED = 0.02
 """Warming up ends when two repetitions in a row agree within this share."""
+
+STILL_RESIDENT = 0.01
+"""A load is cold when no more than this share of the file's pages was left in the page cache."""
+
+SLOWER = "PYTEST_ONDEVICE_TEST_SLOWER"
+"""For tests of the gate: SHARE@PART makes each decoded token of artifacts with PART in their path
+take so much longer. The result says that it was slowed on purpose."""
 
 PROMPT = (
     "The harbour master wrote the weather into a grey book every morning, before the boats went"
@@ -37,44 +45,54 @@ def measure(
         EngineError: The runtime failed.
     """
     execution = plan.execution
+    total = 5.0 + plan.repetitions * 3
+    slower = _slower(path)
+    read = bandwidth.read_bandwidth(execution.threads)
+    cold, warmth = _cold_load(engine, path, plan, lambda: tick(1, total)) if plan.cold else ([], "")
     before = witness()
-    total = 3.0 + plan.repetitions * 2
     _warm_page_cache(path)
     start = perf_counter()
-    with engine.load(path, execution, alive=lambda _: tick(1, total)) as model:
+    with engine.load(path, execution, alive=lambda _: tick(2, total)) as model:
         load = perf_counter() - start
         with engine.context(model, execution) as ctx:
-            trace = synthetic_trace(max(plan.prefill, plan.decode), model.n_vocab)
+            longest = plan.prefill_long + plan.decode
+            trace = synthetic_trace(max(longest, plan.prefill), model.n_vocab)
 
-            def prefill() -> float:
+            def prefill(length: int) -> float:
                 ctx.clear()
                 begin = perf_counter()
-                ctx.feed(trace[: plan.prefill], 0)
+                for first in range(0, length, ctx.n_ubatch):
+                    ctx.feed(trace[first : min(first + ctx.n_ubatch, length)], first)
                 return perf_counter() - begin
 
-            def decode() -> list[float]:
-                ctx.clear()
+            def decode(depth: int) -> list[float]:
                 times = []
-                for i in range(plan.decode):
+                for i in range(depth, depth + plan.decode):
                     begin = perf_counter()
                     ctx.feed(trace[i : i + 1], i)
+                    if slower:
+                        _wait_until(begin + (perf_counter() - begin) * (1 + slower))
                     times.append(perf_counter() - begin)
                 return times
 
-            warm_ups = [prefill()]
+            warm_ups = [prefill(plan.prefill)]
             while len(warm_ups) < plan.most_warm_ups:
-                warm_ups.append(prefill())
+                warm_ups.append(prefill(plan.prefill))
                 if abs(warm_ups[-1] / warm_ups[-2] - 1) <= SETTLED:
                     break
-            tick(2, total)
+            tick(3, total)
             prefills = []
             for i in range(plan.repetitions):
-                prefills.append(prefill())
-                tick(3 + i, total)
+                prefills.append(prefill(plan.prefill))
+                tick(4 + i, total)
             decodes = []
             for i in range(plan.repetitions):
-                decodes.append(decode())
-                tick(3 + plan.repetitions + i, total)
+                ctx.clear()
+                decodes.append(decode(0))
+                tick(4 + plan.repetitions + i, total)
+            # The long prompt is also what the deeper decoding starts from.
+            long_prefill = prefill(plan.prefill_long)
+            deep = decode(plan.prefill_long)
             ctx.clear()
             begin = perf_counter()
             prompt = model.tokenize(PROMPT)[: plan.prefill]
@@ -83,13 +101,44 @@ def measure(
             ttft = perf_counter() - begin
     return {
         "load": [load],
+        "load_cold": cold,
+        "warmth": warmth,
         "ttft": [ttft],
         "prefill": [plan.prefill / seconds for seconds in prefills],
+        "prefill_long": [plan.prefill_long / long_prefill],
         "decode": [1 / min(times) for times in decodes],
         "decode_mean": [len(times) / sum(times) for times in decodes],
+        "decode_deep": [1 / min(deep)],
+        "bandwidth": [read],
         "warm_ups": len(warm_ups),
+        "slowed": slower,
         "disturbed": disturbances(before, witness(), plan.execution.threads),
     }
+
+
+def _cold_load(
+    engine: Any, path: str, plan: SpeedPlan, alive: Callable[[], None]
+) -> tuple[list[float], str]:
+    """Load with the file's pages dropped: the seconds, or why there are none."""
+    try:
+        left = max(pages.drop(part) for part in pages.parts(path))
+    except pages.PagesError as error:
+        return [], str(error)
+    if left > STILL_RESIDENT:
+        return [], f"{left:.0%} of the file stayed in the page cache, which others hold"
+    start = perf_counter()
+    with engine.load(path, plan.execution, alive=lambda _: alive()):
+        return [perf_counter() - start], ""
+
+
+def _slower(path: str) -> float:
+    share, _, part = os.environ.get(SLOWER, "").partition("@")
+    return float(share) if part and part in path else 0.0
+
+
+def _wait_until(end: float) -> None:
+    while perf_counter() < end:
+        pass
 
 
 def _warm_page_cache(path: str) -> None:

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .protocol import DescribeJob, Event, MeasureJob, ModelJob, QuantizeJob, Request
+from .protocol import (
+    DescribeJob,
+    Event,
+    ImportanceJob,
+    MeasureJob,
+    ModelJob,
+    QuantizeJob,
+    Request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +62,7 @@ class Events:
             payload = work()
         except Exception as error:  # noqa: BLE001  (whatever it is, the host must hear of it)
             text = str(error) or type(error).__name__
-            if type(error).__name__ not in {"EngineError", "TextError"}:
+            if type(error).__name__ not in {"EngineError", "MeterError", "TextError"}:
                 text = f"{type(error).__name__}: {text}"
             self.write(Event(event="failed", stage=stage, error=text))
             return False
@@ -74,6 +82,13 @@ def main() -> None:
     match job:
         case QuantizeJob():
             events.run("quantize", lambda: _quantize(engine, job, events.tick))
+        case ImportanceJob():
+            from . import importance  # noqa: PLC0415  (numpy, after settling)
+            from .engines.activations import Collector  # noqa: PLC0415
+
+            events.run(
+                "importance", lambda: importance.measure(engine, job, events.tick, Collector)
+            )
         case ModelJob():
             events.run(job.call, lambda: _call(engine, job))
         case MeasureJob():
@@ -94,14 +109,22 @@ def _settle(parent: int) -> None:
 
 
 def _measure(engine: Any, job: MeasureJob, events: Events) -> None:
-    from . import decode, fidelity, memory, speed  # noqa: PLC0415  (numpy, after settling)
+    from . import decode, energy, fidelity, memory, speed  # noqa: PLC0415  (numpy, after settling)
 
     if (memory_plan := job.memory) is not None:
         events.run("memory", lambda: memory.measure(engine, job.artifact, memory_plan, events.tick))
+    if (deployed_plan := job.deployed) is not None:
+        events.run(
+            "deployed", lambda: memory.deployed(engine, job.artifact, deployed_plan, events.tick)
+        )
     if job.validate and not events.run(
         "validate", lambda: _validate(engine, job.artifact, events.tick)
     ):
         return
+    if (reserve_plan := job.reserve) is not None:
+        events.run("reserve", lambda: memory.reserve(engine, job.artifact, reserve_plan))
+    if (energy_plan := job.energy) is not None:
+        events.run("energy", lambda: energy.measure(engine, job.artifact, energy_plan, events.tick))
     if (speed_plan := job.speed) is not None:
         events.run("speed", lambda: speed.measure(engine, job.artifact, speed_plan, events.tick))
     if (fidelity_plan := job.fidelity) is not None:
@@ -126,8 +149,9 @@ def _validate(engine: Any, path: str, tick: Callable[[float, float], None]) -> d
 def _quantize(
     engine: Any, job: QuantizeJob, tick: Callable[[float, float], None]
 ) -> dict[str, object]:
-    from . import memory  # noqa: PLC0415
+    from . import importance, memory  # noqa: PLC0415
 
+    weighed = importance.read(job.importance) if job.importance else None
     memory.reset_peak()
     base = memory.status()["VmRSS"]
     cpu = time.process_time()
@@ -138,6 +162,7 @@ def _quantize(
         job.file_type,
         job.threads,
         lambda line: tick(*_tensor_of(line)),
+        importance=weighed,
     )
     return {
         "time": time.perf_counter() - begin,

@@ -14,7 +14,7 @@ from ..judgement import show
 from ..model.change import Change, Finding
 from ..model.comparison import CellComparison, Comparison, Kind, Presence, Side
 from ..model.verdict import Verdict
-from .text import columns
+from .text import columns, judged_laws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -103,6 +103,14 @@ def summary(report: Report) -> str:
         for one in report.checks
         if one.change is not None and one.change.finding is not Finding.IDENTICAL
     ]
+    judged = judged_laws(report)
+    laws = [
+        f"- {code(law.law)} of {escape(law.subject)}:"
+        f" {escape(f'{judged[law.law, law.subject]}: {law.message}')}"
+        for law in report.laws
+        if law.verdict is not Verdict.UNSUPPORTED
+    ]
+    page.items("**Laws**", laws, "laws")
     page.items("**Failed**", [f"- {_judged(one)}" for one in red], "failures")
     page.items("**Blocked**", [f"- {_judged(one)}" for one in blocked], "blocked checks")
     page.items("**Against the predecessor**", [f"- {line}" for line in changed], "changes")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 from ..model.bound import Source
 from ..model.change import Finding
 from ..model.verdict import Verdict
-from .text import columns
+from .text import columns, judged_laws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,11 @@ ABSENT = "-"
 DISTURBED = "~"
 _COLORS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.BLOCKED: "red"}
 _MIB = 2**20
+_WIDTH = 100
+_FEW = 6
+_NAME = 36
+_EXPLAINED = 1.05
+"""Memory as shipped is explained from so many times the exact protocol's on."""
 
 
 def summarise(reporter: pytest.TerminalReporter, report: Report, lines: Sequence[str]) -> None:
@@ -35,7 +41,7 @@ def summarise(reporter: pytest.TerminalReporter, report: Report, lines: Sequence
         head, verdict = row[: row.rindex("  ") + 2], row[row.rindex("  ") + 2 :]
         reporter.write(head)
         reporter.write_line(verdict, **{color: True})
-    for line in succession(report):
+    for line in [*succession(report), *resources(report), *relations(report)]:
         reporter.write_line(line)
     for note in [*footnotes(report), *report.notes, *lines]:
         reporter.write_line(note)
@@ -84,6 +90,92 @@ def succession(report: Report) -> list[str]:
         elif any(one.cell == cell.id and one.check in checks for one in report.checks):
             rows.append((cell.id, *(ABSENT for _ in checks), "no predecessor"))
     return columns(rows, right=tuple(range(1, len(checks) + 1)))
+
+
+_MEMORY: tuple[tuple[str, str, str, float], ...] = (
+    ("reserve", "reserved_memory", ".1f", _MIB),
+    ("weights", "weights_memory", ".1f", _MIB),
+    ("KV", "kv_memory", ".1f", _MIB),
+    ("compute", "compute_memory", ".1f", _MIB),
+    ("other", "unattributed_memory", ".1f", _MIB),
+    ("as shipped", "deployed_memory", ".1f", _MIB),
+)
+_TIME: tuple[tuple[str, str, str, float], ...] = (
+    ("cold load ms", "load_time_cold", ".0f", 1e-3),
+    ("warm ms", "load_time", ".0f", 1e-3),
+    ("TTFT ms", "ttft", ".0f", 1e-3),
+    ("pp512", "prefill_speed_512", ".0f", 1),
+    ("tg@512", "decode_speed_d512", ".0f", 1),
+    ("roofline", "roofline_fraction", ".2f", 1),
+    ("J/token", "decode_energy", ".3g", 1),
+)
+"""Titles, quantities, formats and units of what is drawn below the table."""
+
+
+def resources(report: Report) -> list[str]:
+    """Draw what running each cell takes beside the table's figures; nothing where none is there."""
+    memory = _figures(report, "memory in MiB", _MEMORY)
+    time = _figures(report, "speed", _TIME)
+    return [*memory, *(_shipped(report) if memory else []), *time]
+
+
+def _figures(report: Report, title: str, shown: Sequence[tuple[str, str, str, float]]) -> list[str]:
+    """Draw some quantities of each cell, as far as any cell has them."""
+    kept = [one for one in shown if any(_figure(cell, *one[1:]) != ABSENT for cell in report.cells)]
+    if not kept:
+        return []
+    rows = [(title, *(one[0] for one in kept))]
+    several = len({cell.model for cell in report.cells}) > 1
+    for cell in report.cells:
+        name = cell.id if several else cell.method
+        short = name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+        figures = [_figure(cell, *one[1:]) for one in kept]
+        if set(figures) != {ABSENT}:
+            rows.append((short, *figures))
+    return ["", *columns(rows, right=tuple(range(1, len(kept) + 1)))]
+
+
+def _shipped(report: Report) -> list[str]:
+    """Explain the cell whose memory as shipped is furthest from that of the exact protocol."""
+    found = []
+    for cell in report.cells:
+        shipped = cell.measurements.get("deployed_memory")
+        exact = cell.measurements.get("peak_memory")
+        if shipped and exact and shipped.value and exact.value and shipped.detail:
+            found.append((shipped.value / exact.value, f"{cell.method} {shipped.detail}"))
+    share, words = max(found, default=(1.0, ""))
+    return _wrapped(words, "") if share > _EXPLAINED else []
+
+
+def relations(report: Report) -> list[str]:
+    """Draw the laws: for each model or family what was found; nothing where none was held."""
+    if not report.laws:
+        return []
+    judged = judged_laws(report)
+    rows = [("law", "of", "verdict")]
+    rows += [(law.law, law.subject, str(judged[law.law, law.subject])) for law in report.laws]
+    header, *heads = columns(rows)
+    width = max(map(len, (header, *heads)))
+    lines = ["", f"{header:{width}}  found"]
+    for head, law in zip(heads, report.laws, strict=True):
+        lines += _wrapped(law.message, f"{head:{width}}  ")
+        for one in law.anomalies[:_FEW]:
+            lines += _wrapped(one, "    ")
+        if len(law.anomalies) > _FEW:
+            lines.append(f"    and {len(law.anomalies) - _FEW} more, in the report")
+    return lines
+
+
+def _wrapped(text: str, lead: str) -> list[str]:
+    """Break text to the width of the table, beside its lead, or below one that is long."""
+    indent, lines = len(lead), []
+    if indent > _WIDTH // 2:
+        lines, indent = [lead.rstrip()], 4
+    wrapped = textwrap.wrap(text, _WIDTH - indent, break_on_hyphens=False) or [""]
+    lines += [" " * indent + line for line in wrapped]
+    if indent == len(lead):
+        lines[0] = lead + wrapped[0]
+    return lines
 
 
 def _change(result: CheckResult) -> str:

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..inspection import Inspection, Part
+    from ..model.report import Report
+    from ..model.verdict import Verdict
     from ..plan import Plan
 
 BAR = 24
@@ -106,3 +108,14 @@ def _shares(title: str, parts: Sequence[Part], *, sort: bool = True) -> list[str
 
 def _digest(digest: str | None) -> str:
     return digest[:16] if digest else "none"
+
+
+def judged_laws(report: Report) -> dict[tuple[str, str], Verdict]:
+    """Say what each law came to, by law and subject: disturbed figures make it invalid."""
+    verdicts = {(law.law, law.subject): law.verdict for law in report.laws}
+    judged = {
+        (one.check.partition(".")[2], one.cell): one.verdict
+        for one in report.checks
+        if one.check.startswith("laws.")
+    }
+    return {key: judged.get(key, verdict) for key, verdict in verdicts.items()}

@@ -41,6 +41,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         wall_time: Seconds of ``llama_model_quantize``.
         cpu_time: CPU seconds of the same.
         peak_memory: Peak resident bytes above the process's own.
+        calibration: Digest of the text of its importance matrix; empty without one.
+        calibration_time: Seconds of making that matrix; 0 where it was at hand.
     """
 
     sha256: str
@@ -54,6 +56,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     cpu_time: float
     peak_memory: int
     model: str = ""
+    calibration: str = ""
+    calibration_time: float = 0.0
 
 
 class ArtifactStore:

@@ -491,4 +491,5 @@ def _json(value: object) -> str:
 
 
 def _round(value: float, digits: int = DIGITS) -> float:
-    return float(f"{value:.{digits}g}")
+    # Whole numbers are counts of bytes, which are held to the last one.
+    return value if float(value).is_integer() else float(f"{value:.{digits}g}")

@@ -32,8 +32,8 @@ class Entry:
     """One thing in the cache that can go by itself.
 
     Attributes:
-        kind: ``artifact``, ``reference``, ``unused``: an object that no recipe names, or
-            ``unfinished``: a file that a run is making, or was when it was killed.
+        kind: ``artifact``, ``reference``, ``importance`` (a matrix), ``unused``: an object that no
+            recipe names, or ``unfinished``: a file that a run is making, or was when it was killed.
         model: The model, empty if unknown.
         method: The method of an artifact.
         size: Bytes.
@@ -73,7 +73,7 @@ def hold(cache: Path) -> int:
 
 
 def entries(cache: Path) -> list[Entry]:
-    """List artifacts, references and what is left over, the one used longest ago first."""
+    """List artifacts, references, importance matrices and what is left over, the oldest first."""
     found: list[Entry] = []
     named: dict[str, list[tuple[Path, Recipe]]] = {}
     for path in _files(cache / "recipes", "*.json"):
@@ -95,11 +95,15 @@ def entries(cache: Path) -> list[Entry]:
                     files=(*(file for file, _ in recipes), path),
                 )
             )
-    for path in _files(cache / "references", "*.npz"):
-        with contextlib.suppress(OSError):
-            status = path.stat()
-            model = path.stem.rpartition("-")[0]
-            found.append(Entry("reference", model, "F16", status.st_size, status.st_mtime, (path,)))
+    for folder, kind, method in (
+        ("references", "reference", "F16"),
+        ("importance", "importance", ""),
+    ):
+        for path in _files(cache / folder, "*.npz"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                model = path.stem.rpartition("-")[0]
+                found.append(Entry(kind, model, method, status.st_size, status.st_mtime, (path,)))
     for path in _files(cache / "tmp", "*.gguf"):
         with contextlib.suppress(OSError):
             status = path.stat()

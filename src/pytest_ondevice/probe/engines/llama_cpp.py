@@ -16,13 +16,15 @@ import llama_cpp.llama_cpp as api
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ..protocol import Execution
 
 BUFFER_LINE = re.compile(
     r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*(?:=|is)\s*([\d.]+) MiB"
 )
+
+CACHE_LINE = re.compile(r"size =\s*([\d.]+) MiB \(\s*\d+ cells.*\), K \(")
 
 OFFLOAD_LINE = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 
@@ -38,6 +40,9 @@ def _log(_level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     _log_lines.append(line)
     if _on_line is not None:
         _on_line(line)
+
+
+_CACHE_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GGML_TYPE_Q4_0}
 
 
 class EngineError(Exception):
@@ -85,6 +90,29 @@ def buffers(since: int = 0) -> dict[str, float]:
     return sums
 
 
+def buffers_by_place(since: int = 0) -> dict[tuple[str, str], float]:
+    """Sum llama.cpp's own buffer lines by (place, purpose), in MiB: ("CPU_REPACK", "model")."""
+    sums: dict[tuple[str, str], float] = {}
+    for line in _log_lines[since:]:
+        if match := BUFFER_LINE.search(line):
+            sums[match[1], match[2]] = sums.get((match[1], match[2]), 0.0) + float(match[3])
+    return sums
+
+
+def reserved(since: int) -> dict[str, float]:
+    """Sum what a context that allocates nothing would take, by purpose, in MiB.
+
+    Raises:
+        EngineError: The runtime did not say.
+    """
+    told = buffers(since)
+    sizes = {name: told[name] for name in ("compute", "output") if name in told}
+    caches = [float(match[1]) for line in _log_lines[since:] if (match := CACHE_LINE.search(line))]
+    if "compute" not in sizes or not caches:
+        raise EngineError("this build of llama.cpp does not tell what it reserves")
+    return sizes | {"kv": sum(caches)}
+
+
 def log_position() -> int:
     """Return the number of log lines so far, to read those that follow."""
     return len(_log_lines)
@@ -108,6 +136,7 @@ class Model:
         self.adds_bos = bool(api.llama_vocab_get_add_bos(self.vocab))
         self.bos = int(api.llama_vocab_bos(self.vocab))
         self.tensor_bytes = int(api.llama_model_size(pointer))
+        self.n_ctx_train = int(api.llama_model_n_ctx_train(pointer))
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Turn text into token ids; ``special`` adds BOS and EOS as the model wants."""
@@ -130,6 +159,15 @@ class Model:
                 return buffer.raw[:count].decode("utf-8", "replace")
             size = -count
 
+    def n_bytes(self, tokens: Sequence[int]) -> int:
+        """Count the bytes of text that token ids stand for; control tokens stand for none."""
+        buffer = ctypes.create_string_buffer(1024)
+        total = 0
+        for token in tokens:
+            count = api.llama_token_to_piece(self.vocab, int(token), buffer, 1024, 0, False)
+            total += abs(count)  # negative: the length of a piece that did not fit
+        return total
+
     def ends(self, token: int) -> bool:
         """Whether the token ends a generation."""
         return bool(api.llama_vocab_is_eog(self.vocab, token))
@@ -141,9 +179,17 @@ def load(
     execution: Execution,
     *,
     check: bool = False,
+    dry: bool = False,
     alive: Callable[[float], None] | None = None,
 ) -> Iterator[Model]:
-    """Load a model file; ``check`` validates every block. Freed at the end of the block.
+    """Load a model file. Freed at the end of the block.
+
+    Args:
+        path: The file.
+        execution: How the runtime executes.
+        check: Validate every block.
+        dry: Allocate nothing and read no weights: contexts can be sized, not used.
+        alive: Hears how far loading is.
 
     Raises:
         EngineError: llama.cpp refused the file, or did not offload what was asked for.
@@ -165,6 +211,7 @@ def load(
         load_mode=api.LLAMA_LOAD_MODE_MMAP if execution.mapped else api.LLAMA_LOAD_MODE_NONE,
         use_extra_bufts=execution.repack,
         check_tensors=check,
+        no_alloc=dry,
         progress_callback=progress,
     )
     pointer = api.llama_model_load_from_file(os.fsencode(path), params)
@@ -249,8 +296,10 @@ class Context:
 
 
 @contextmanager
-def context(model: Model, execution: Execution) -> Iterator[Context]:
+def context(model: Model, execution: Execution, on_node: Any = None) -> Iterator[Context]:
     """Make a context; freed at the end of the block.
+
+    ``on_node`` is a ``ggml_backend_sched_eval_callback``, called for each node of the graph.
 
     Raises:
         EngineError: llama.cpp could not make it.
@@ -264,6 +313,8 @@ def context(model: Model, execution: Execution) -> Iterator[Context]:
         n_seq_max=1,
         n_threads=execution.threads,
         n_threads_batch=execution.threads,
+        type_k=_CACHE_TYPES[execution.type_k],
+        type_v=_CACHE_TYPES[execution.type_v],
         flash_attn_type=(
             api.LLAMA_FLASH_ATTN_TYPE_ENABLED
             if execution.flash_attention
@@ -273,6 +324,8 @@ def context(model: Model, execution: Execution) -> Iterator[Context]:
         offload_kqv=execution.gpu_layers > 0,
         op_offload=execution.gpu_layers > 0,
     )
+    if on_node is not None:
+        _set(params, cb_eval=on_node)
     pointer = api.llama_init_from_model(model.pointer, params)
     if not pointer:
         raise EngineError(f"llama.cpp cannot make a context: {last_error()}")
@@ -284,11 +337,18 @@ def context(model: Model, execution: Execution) -> Iterator[Context]:
 
 
 def quantize(
-    source: str, target: str, file_type: int, threads: int, on_line: Callable[[str], None]
+    source: str,
+    target: str,
+    file_type: int,
+    threads: int,
+    on_line: Callable[[str], None],
+    *,
+    importance: Mapping[str, np.ndarray[tuple[int], np.dtype[np.float32]]] | None = None,
 ) -> None:
     """Quantize a file; ``on_line`` sees every log line, one or more per tensor.
 
     A source that is quantized already is requantized: the caller says so in the provenance.
+    ``importance`` weighs the columns of each matrix, float32 by tensor name.
 
     Raises:
         EngineError: llama.cpp refused; the message holds its last error.
@@ -296,6 +356,13 @@ def quantize(
     global _on_line  # noqa: PLW0603  (the C callback has no other way to reach the caller)
     params = api.llama_model_quantize_default_params()
     _set(params, ftype=file_type, nthread=threads, allow_requantize=True)
+    if importance:
+        # An array that ends with a nameless entry; it lives until the call has returned.
+        entries = (api.llama_model_imatrix_data * (len(importance) + 1))()
+        for entry, (name, values) in zip(entries, importance.items(), strict=False):
+            data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            _set(entry, name=name.encode(), data=data, size=values.size)
+        _set(params, imatrix=entries)
     _on_line = on_line
     try:
         status = api.llama_model_quantize(

@@ -1,0 +1,1 @@
+"""Relations across cells: what the study claims, held against every release."""
