@@ -24,7 +24,13 @@ from .figures import RATIOS, log_speed
 from .model.measurement import ProtocolFields
 from .model.quantity import QUANTITIES, Stage
 from .probe import runner
-from .probe.protocol import MEMORY_EXECUTION, Execution, MeasureJob, MemoryPlan, SpeedPlan
+from .probe.protocol import (
+    MEMORY_EXECUTION,
+    SPEED_EXECUTION,
+    MeasureJob,
+    MemoryPlan,
+    SpeedPlan,
+)
 from .render.text import columns
 from .storage.files import decode, write_atomic
 from .tier import board, tier
@@ -300,7 +306,9 @@ class _Probe:
     def speed(self, descriptor: int | None) -> dict[str, Any]:
         """Run the speed stage; once more where it was disturbed, and the second result stands."""
         settings = self.bench.settings
-        execution = Execution(threads=settings.threads, gpu_layers=settings.gpu_layers)
+        execution = msgspec.structs.replace(
+            SPEED_EXECUTION, threads=settings.threads, gpu_layers=settings.gpu_layers
+        )
         job = MeasureJob(artifact=self._file, speed=SpeedPlan(execution=execution))
         found = self._run(job, Stage.SPEED, descriptor)
         if found["disturbed"]:

