@@ -152,17 +152,27 @@ def relations(report: Report) -> list[str]:
     if not report.laws:
         return []
     judged = judged_laws(report)
+    held = [law for law in report.laws if law.verdict is not Verdict.UNSUPPORTED]
     rows = [("law", "of", "verdict")]
-    rows += [(law.law, law.subject, str(judged[law.law, law.subject])) for law in report.laws]
+    rows += [(law.law, law.subject, str(judged[law.law, law.subject])) for law in held]
     header, *heads = columns(rows)
     width = max(map(len, (header, *heads)))
-    lines = ["", f"{header:{width}}  found"]
-    for head, law in zip(heads, report.laws, strict=True):
+    lines = ["", f"{header:{width}}  found"] if held else [""]
+    for head, law in zip(heads, held, strict=True):
         lines += _wrapped(law.message, f"{head:{width}}  ")
         for one in law.anomalies[:_FEW]:
             lines += _wrapped(one, "    ")
         if len(law.anomalies) > _FEW:
             lines.append(f"    and {len(law.anomalies) - _FEW} more, in the report")
+    wanting: dict[str, list[str]] = {}
+    for law in report.laws:
+        if law.verdict is Verdict.UNSUPPORTED:
+            why = law.message.removeprefix("needs ").removeprefix("requires ")
+            said = f"{law.subject} {why}"
+            wanting.setdefault(said, []).append(law.law)
+    for said, names in wanting.items():
+        subject, _, why = said.partition(" ")
+        lines += _wrapped(f"not held for {subject}: {', '.join(names)}: requires {why}", "")
     return lines
 
 
