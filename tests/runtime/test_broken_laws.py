@@ -140,10 +140,12 @@ def test_a_slowed_decode_loop_is_seen_and_said(gate, tmp_path):
 
 
 def test_under_foreign_load_speed_is_invalid_and_not_worse(gate):
-    """With a busy process for each core: what was timed says so, and judges nothing."""
+    """With busy processes on every core: what was timed says so, and judges nothing."""
     gate.plant(BRIEF)
     cores = os.cpu_count() or 1
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    # Sessions of their own: a scheduler may share cores between sessions, not processes.
+    busy = [sys.executable, "-c", "while True: pass"]
+    hogs = [subprocess.Popen(busy, start_new_session=True) for _ in range(2 * cores)]
     try:
         outcome = gate.run(
             "-q", "-rs", "-k", "resources and test_speed and Q4_0", "--ondevice-threads=1"
