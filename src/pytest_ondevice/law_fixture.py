@@ -121,7 +121,8 @@ class LawHolder(Face):
         verdict, message = held.verdict, held.message
         if verdict is Verdict.UNSUPPORTED:
             self._end(verdict, f"requires {message.removeprefix('needs ')}")
-        if verdict is not Verdict.PASS and self._disturbed:
+        if self._disturbed:
+            # As for any check: what was disturbed is evidence for nothing, also where it fits.
             verdict, message = Verdict.INVALID, f"disturbed: {'; '.join(self._disturbed[:3])}"
         check = check_id(self._item)
         result = CheckResult(

@@ -25,7 +25,7 @@ from .matrix import FLOAT_METHODS, runtime_methods
 from .model.ending import Ending, Kind
 from .model.measurement import Measurement, ProtocolFields, digest_of
 from .model.method import PLAIN_KV
-from .model.quantity import CONTEXTS, DETERMINISTIC, QUANTITIES, Stage
+from .model.quantity import DETERMINISTIC, QUANTITIES, Stage
 from .options import BESIDE, LOCK
 from .price import MEMORY_FACTOR
 from .probe import runner
@@ -807,7 +807,7 @@ class Bench:
         return MemoryPlan(execution=self._exact(cell))
 
     def _reserve_plan(self, cell: Cell) -> ReservePlan:
-        return ReservePlan(contexts=CONTEXTS, execution=self._exact(cell))
+        return ReservePlan(execution=self._exact(cell))
 
     def _deployed_plan(self, cell: Cell) -> DeployedPlan:
         exact = self._exact(cell)

@@ -272,10 +272,12 @@ def test_what_is_off_the_line_and_was_disturbed_decides_nothing(holder, inconclu
     assert result.verdict is Verdict.INVALID
 
 
-def test_what_is_on_the_line_though_disturbed_is_a_pass(holder):
+def test_what_was_disturbed_is_evidence_for_nothing_though_it_is_on_the_line(holder):
     usual = 5.5 * WEIGHTS / 8 + 44 * 2**20
-    hold, _ = holder(Bench({("Q5_0", "peak_memory"): disturbed(usual)}))
-    assert passes(hold, "memory").verdict is Verdict.PASS
+    bench = Bench({("Q5_0", "peak_memory"): disturbed(usual)})
+    words, result = ends(*holder(bench), "memory", pytest.fail.Exception)
+    assert "disturbed: peak_memory of small-Q5_0" in words
+    assert result.verdict is Verdict.INVALID
 
 
 def test_advisory_figures_do_not_turn_a_law_red(holder):

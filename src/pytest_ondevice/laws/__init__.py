@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .across_models import EQUAL_MEMORY, threshold
 from .fits import ALPHA
-from .kv import CONTEXTS, KV_LEAST, KV_RATIO, KV_SHARE, kv_cache
+from .kv import KV_LEAST, KV_RATIO, KV_SHARE, kv_cache
 from .loss import (
     APART_BPW,
     ENVELOPE_A,
@@ -46,7 +46,6 @@ from .table import LAWS, Law
 __all__ = [
     "ALPHA",
     "APART_BPW",
-    "CONTEXTS",
     "ENVELOPE_A",
     "ENVELOPE_B",
     "ENVELOPE_CAP",

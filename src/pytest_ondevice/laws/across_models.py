@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .fits import z_of
 from .loss import MARGINAL_BPW
-from .reporting import Findings, finish, point, too_few, unsupported
+from .reporting import Findings, finish, point, too_few
 from .rows import error_between, take, value_of
 from .wording import in_bpw, in_mib, with_error
 
@@ -20,7 +20,7 @@ EQUAL_MEMORY = 1.05
 """A cell fits in the memory of another that takes this many times less at most."""
 
 
-def threshold(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawReport:
+def threshold(subject: str, rows: Sequence[Row]) -> LawReport:
     """Hold that at equal memory the bigger model is as good, and find from which BPW on it is.
 
     A cell is compared with every cell of a smaller model that fits in its memory, 5 % more allowed.
@@ -30,10 +30,7 @@ def threshold(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawR
     Args:
         subject: The family.
         rows: The cells of all its models.
-        not_lossless: Why loss is not measured against full precision; empty if it is.
     """
-    if not_lossless:
-        return unsupported("threshold", subject, not_lossless)
     quality = "accuracy" if _all_have(rows, "accuracy") else "bits_per_byte"
     takes = "peak_memory" if _all_have(rows, "peak_memory") else "weight_bytes"
     names = tuple(dict.fromkeys(("effective_bpw", "weight_bytes", takes, quality)))

@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ..model.quant_types import QUANT_TYPES
+from ..model.quantity import CONTEXTS
 from .fits import Line
 from .methods import F16_KV, kv_type
 from .reporting import Findings, finish, point, too_few, unsupported
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..model.law import LawReport, Row
 
-CONTEXTS = (512, 1024, 2048, 4096)
 KV_SHARE, KV_LEAST = 0.001, 16 * KIB
 """Largest difference from what the other contexts, or cells, say: a share of it, and so much."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..model.law import LawPoint
 from .fits import fit, z_of
 from .methods import family_of_types, kind, kv_type
-from .reporting import Findings, finish, point, too_few, unsupported
+from .reporting import Findings, finish, point, too_few
 from .rows import count_distinct, error_between, error_of, losers, not_finite, take, value_of
 from .wording import count, in_bpw, in_mib, with_error
 
@@ -46,16 +46,13 @@ MARGINAL_BITS, MARGINAL_ACCURACY = 0.2, 0.35
 """Largest relative loss per share of memory saved: in bits per token, and in accuracy."""
 
 
-def loss_envelope(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawReport:
+def loss_envelope(subject: str, rows: Sequence[Row]) -> LawReport:
     """Hold the loss of each cell against the most that its BPW allows.
 
     Args:
         subject: The model.
         rows: Its cells; those with another type of KV cache do not take part.
-        not_lossless: Why loss is not measured against full precision; empty if it is.
     """
-    if not_lossless:
-        return unsupported("loss_envelope", subject, not_lossless)
     names = ("effective_bpw", "mean_kld")
     taken = take("loss_envelope", subject, losers(rows), names, no_kv=True)
     low = [row for row in taken.rows if value_of(row, "effective_bpw") < ENVELOPE_FROM]
@@ -107,16 +104,13 @@ def envelope(bpw: float, room: float = ENVELOPE_ROOM) -> float:
     return min(room * _published(bpw) + ENVELOPE_FLOOR, ENVELOPE_CAP)
 
 
-def loss_monotone(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawReport:
+def loss_monotone(subject: str, rows: Sequence[Row]) -> LawReport:
     """Hold that loss falls with BPW within a family of types.
 
     Args:
         subject: The model.
         rows: Its cells; variants (importance matrix, KV cache) are compared with their like only.
-        not_lossless: Why loss is not measured against full precision; empty if it is.
     """
-    if not_lossless:
-        return unsupported("loss_monotone", subject, not_lossless)
     taken = take("loss_monotone", subject, losers(rows), ("effective_bpw", "mean_kld"))
     floats = [row for row in taken.rows if not family_of_types(row.method)]
     taken = taken.without(floats, "plain floats")
@@ -163,16 +157,13 @@ def loss_monotone(subject: str, rows: Sequence[Row], not_lossless: str = "") -> 
     )
 
 
-def pareto(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawReport:
+def pareto(subject: str, rows: Sequence[Row]) -> LawReport:
     """Name cells that another beats both in bytes and, beyond errors, in loss. It only warns.
 
     Args:
         subject: The model.
         rows: Its cells; only those with the same type of KV cache are compared.
-        not_lossless: Why loss is not measured against full precision; empty if it is.
     """
-    if not_lossless:
-        return unsupported("pareto", subject, not_lossless, warns=True)
     taken = take("pareto", subject, losers(rows), ("weight_bytes", "mean_kld"), warns=True)
     if count_distinct(taken.rows, "weight_bytes") < 2:
         return too_few(taken, "2 cells of different weight_bytes beside the reference")
@@ -213,7 +204,7 @@ def pareto(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawRepo
     )
 
 
-def marginal(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawReport:
+def marginal(subject: str, rows: Sequence[Row]) -> LawReport:
     """Hold that from 3.5 BPW on little is lost for the memory that is saved.
 
     What is lost is the relative rise of bits per token, ``ln_ppl_ratio`` / ``ln_ppl`` of the
@@ -222,10 +213,7 @@ def marginal(subject: str, rows: Sequence[Row], not_lossless: str = "") -> LawRe
     Args:
         subject: The model.
         rows: Its cells, the reference among them.
-        not_lossless: Why loss is not measured against full precision; empty if it is.
     """
-    if not_lossless:
-        return unsupported("marginal", subject, not_lossless)
     taken = take("marginal", subject, rows, ("effective_bpw", "weight_bytes"), no_kv=True)
     references = [row for row in taken.rows if row.reference]
     if not references:

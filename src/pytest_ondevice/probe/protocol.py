@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ..model.quantity import CONTEXTS
+
 N_CTX = 512
 """Tokens of an evaluation window, and of the memory protocol's context."""
 
@@ -128,7 +130,7 @@ class ReservePlan(msgspec.Struct, frozen=True, kw_only=True):
         execution: How the runtime executes.
     """
 
-    contexts: tuple[int, ...] = (512, 1024, 2048, 4096)
+    contexts: tuple[int, ...] = CONTEXTS
     execution: Execution = MEMORY_EXECUTION
 
 
