@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_ondevice.probe import importance
+from pytest_ondevice.probe import archives, importance
 from pytest_ondevice.probe.importance import add_dense, add_experts, cut, read, weigh, write
 from pytest_ondevice.probe.protocol import Text
 from pytest_ondevice.probe.reference import TextError
@@ -193,7 +193,7 @@ class TestFile:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(importance.os, "fsync", full)
+        monkeypatch.setattr(archives.os, "fsync", full)
         with pytest.raises(TextError, match=r"a\.npz: cannot write it: No space left"):
             write(tmp_path / "a.npz", matrix(other=[1]))
         assert (tmp_path / "a.npz").read_bytes() == before

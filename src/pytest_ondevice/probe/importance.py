@@ -6,9 +6,7 @@ the mean, over all tokens, of the squared value that meets the column.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import struct
 import time
 import zipfile
@@ -19,9 +17,11 @@ import msgspec
 import numpy as np
 
 from . import memory
+from .archives import whole
 from .reference import TextError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
@@ -241,23 +241,14 @@ def write(path: Path, matrix: Mapping[str, NDArray[np.float32]]) -> None:
     Raises:
         TextError: It cannot be written: no space, no permission.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name in sorted(matrix):
-                    array = io.BytesIO()
-                    np.lib.format.write_array(array, matrix[name], (1, 0), allow_pickle=False)
-                    archive.writestr(zipfile.ZipInfo(f"{name}.npy"), array.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with whole(path) as archive:
+            for name in sorted(matrix):
+                array = io.BytesIO()
+                np.lib.format.write_array(array, matrix[name], (1, 0), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), array.getvalue())
     except OSError as error:
         raise TextError(f"{path}: cannot write it: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]:

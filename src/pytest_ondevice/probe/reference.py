@@ -18,7 +18,6 @@ read, array headers are compared as text and never evaluated, and nothing is eve
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import stat
@@ -30,6 +29,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
+
+from .archives import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -359,24 +360,15 @@ class Writer:
         if not kept:
             raise ValueError("no window was kept")
         index = _Index(scored=self.scored, windows=tuple(self._windows[i] for i in kept))
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                    _put_json(archive, _HEAD, self.head)
-                    _put_json(archive, _INDEX, index)
-                    header = _array_header(_record_text(self.head, self.scored))
-                    for place, i in enumerate(kept):
-                        _put(archive, _member(place), header + self._records[i].tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            with whole(path) as archive:
+                _put_json(archive, _HEAD, self.head)
+                _put_json(archive, _INDEX, index)
+                header = _array_header(_record_text(self.head, self.scored))
+                for place, i in enumerate(kept):
+                    _put(archive, _member(place), header + self._records[i].tobytes())
         except OSError as error:
             raise TextError(f"{path}: cannot write it: {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
 
 
 def sample(p: Floats, count: int, place: float) -> NDArray[np.int64]:
