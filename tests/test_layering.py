@@ -28,14 +28,19 @@ stats         model
 laws          model stats
 remarks
 overlap       errors
-judgement     model stats
+proportions
+scoring       model proportions
+judgement     model stats proportions
 formats       errors model
 storage       errors model formats
+tasks         errors model storage
+capability    model proportions scoring tasks
 render        errors model judgement
 probe         model
 layout
 strategies    model
 checkpoints   bpw
+conversion    errors model formats layout
 mixes         model layout
 plan          model bpw layout mixes
 waivers       errors storage
@@ -43,24 +48,25 @@ rules         errors model storage
 tier          model
 texts         errors probe
 conclusion    errors model storage
-comparison    errors model stats judgement storage conclusion
+comparison    errors model stats proportions judgement storage conclusion
 devices       errors model options
-catalog       errors model storage
+catalog       errors model storage tasks texts
 matrix        errors model options storage catalog
 price         model storage plan matrix
 provision     errors model bpw formats storage devices catalog matrix price texts
-toll          errors formats storage matrix price
+toll          errors formats storage matrix price tasks
 planner       errors model options formats storage catalog matrix plan
 inspection    errors model bpw checkpoints formats storage matrix plan
 facts         model bpw active formats matrix plan inspection
 figures       model stats remarks
-measure       errors model options stats storage probe devices matrix price texts facts figures
+measure       errors model options stats storage tasks capability probe devices matrix price
+measure       plan texts facts figures
 references    errors model storage probe devices matrix texts
 checks        model laws
 state         model checks
 api           errors model bpw judgement measure state
 law_fixture   errors model laws judgement provision api measure state
-baselines     model storage api state
+baselines     model judgement storage api state
 gather        errors model options rules judgement storage devices state baselines
 progress
 distribute    state
@@ -68,12 +74,12 @@ generations   errors model storage api state
 workbench     storage devices matrix provision measure
 calibration   errors model stats judgement storage render probe devices tier figures
 hooks         errors model shipped options waivers rules tier texts laws overlap storage render
-hooks         probe devices catalog matrix price toll provision references measure checks state
-hooks         gather progress distribute generations calibration
+hooks         tasks probe devices catalog matrix price toll provision references measure checks
+hooks         state gather progress distribute generations calibration
 fixtures      api law_fixture baselines
 plugin        options hooks fixtures
 cli           errors options storage render devices texts catalog matrix conclusion comparison
-cli           planner inspection measure references workbench calibration progress
+cli           planner conversion inspection measure references workbench calibration progress
 """
 
 # Who may import what from elsewhere; every other module may not.

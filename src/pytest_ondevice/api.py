@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .state import State
 
 
+_SETTLED = frozenset({Stage.FIDELITY, Stage.TASKS})
+"""Stages of which as much is measured as a verdict needs, in looks."""
+
 Accountant = Callable[[Sequence[tuple[str, tuple[int, ...], str]]], tuple[int, int]]
 """An accounting of bits per weight: from rows of (name, shape, type) to (weights, bytes)."""
 
@@ -122,10 +125,10 @@ class Face:
             self._died(problem)
         return self._end(Verdict.FAIL, str(problem))
 
-    def _measured(self, quantity: str) -> Measurement:
-        """Measure a quantity over the whole budget, and keep it for the report."""
+    def _measured(self, quantity: str, windows: int | None = None) -> Measurement:
+        """Measure a quantity over the whole budget or so much of it; keep it for the report."""
         __tracebackhide__ = True
-        made: Measurement = self._guard(lambda: self._bench.measure(self._cell, quantity))
+        made: Measurement = self._guard(lambda: self._bench.measure(self._cell, quantity, windows))
         self._found.measured[quantity] = made
         return made
 
@@ -288,7 +291,7 @@ class Checker(Face):
             bound = Bound(source=Source.BUDGET, detail="this test", upper=at_most, lower=at_least)
         if isinstance(measured, str):
             stage = _known(measured).stage
-            if stage is Stage.FIDELITY and not self._whole(measured):
+            if stage in _SETTLED and not self._whole(measured):
                 found, judgement = self._settle(measured, bound)
                 self._conclude(found, bound, judgement)
                 return
@@ -325,12 +328,13 @@ class Checker(Face):
         return _known(quantity).kind in self._state.settings.update
 
     def _settle(self, quantity: str, bound: Bound) -> tuple[Measurement, Judgement]:
-        """Measure as many windows as the verdict needs, in looks, and judge."""
+        """Measure as many windows, or questions, as the verdict needs, in looks, and judge."""
         __tracebackhide__ = True
         held = set(bound.sample_ids)
         last, windows = 0, None
         measured, judgement = None, None
-        for look in self._guard(lambda: self._bench.looks(self._cell, ALPHA)):
+        stage = _known(quantity).stage
+        for look in self._guard(lambda: self._bench.looks(self._cell, ALPHA, stage)):
             measure = partial(self._bench.measure, self._cell, quantity, look.windows)
             more = self._guard(measure)
             common = len(held.intersection(more.sample_ids)) if held else more.n
@@ -495,8 +499,8 @@ class Comparer(Face):
         """Say how often to measure at most, and after which findings to go on."""
         __tracebackhide__ = True
         stage = _known(quantity).stage
-        if stage is Stage.FIDELITY:
-            looks = self._guard(lambda: self._bench.looks(self._cell, ALPHA))
+        if stage in _SETTLED:
+            looks = self._guard(lambda: self._bench.looks(self._cell, ALPHA, stage))
             return tuple(
                 _Step({"windows": look.windows}, look.alpha, frozenset({Finding.UNDECIDED}))
                 for look in looks

@@ -6,6 +6,7 @@ import datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from .api import Face
+from .judgement import ALPHA
 from .model.bound import Bound, Source
 from .model.quantity import QUANTITIES, Stage
 from .model.verdict import Verdict
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "size": Stage.HEADER,
     "fidelity": Stage.FIDELITY,
+    "capability": Stage.TASKS,
     "memory": Stage.MEMORY,
     "reserve": Stage.RESERVE,
     "speed": Stage.SPEED,
@@ -65,8 +67,13 @@ class BaselineBound(Face):
             if kind in self._state.settings.update:
                 return Bound(source=Source.BASELINE, detail="recorded by this run, none before")
             # What cannot be judged is measured all the same: a person reads it in the report.
-            self._measured(quantity)
-            self._take_along(quantity)
+            most = None
+            if known.stage is Stage.TASKS:
+                # Of questions, the first look will do.
+                looks = self._guard(lambda: self._bench.looks(self._cell, ALPHA, Stage.TASKS))
+                most = looks[0].windows
+            self._measured(quantity, most)
+            self._take_along(quantity, most)
             self._missing(kind, reason)
         entry = section.quantities[quantity]
         detail = f"{self._shown(path)}, recorded {section.recorded}"

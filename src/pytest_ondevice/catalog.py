@@ -13,6 +13,8 @@ import msgspec
 from .errors import BadFileError, did_you_mean
 from .model.catalog import Model, ModelSource
 from .storage.files import read_toml
+from .tasks import shipped
+from .texts import ships
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +55,7 @@ def _read(path: Path) -> dict[str, Model]:
             raise BadFileError(path, f"{problem} - `$.models[{name!r}]`")
         if not model.sources:
             raise BadFileError(path, f"the model has no source - `$.models[{name!r}].sources`")
+        _check_own(path, name, model)
     return {
         name: msgspec.structs.replace(
             model,
@@ -61,6 +64,21 @@ def _read(path: Path) -> dict[str, Model]:
         )
         for name, model in read.models.items()
     }
+
+
+def _check_own(path: Path, name: str, model: Model) -> None:
+    """Refuse a text or questions that do not ship.
+
+    Raises:
+        BadFileError: There is none of that name.
+    """
+    if model.text and not ships(model.text):
+        problem = f"no text '{model.text}' ships; leave it away for the common one"
+        raise BadFileError(path, f"{problem} - `$.models[{name!r}].text`")
+    for one in model.tasks:
+        if one not in shipped():
+            problem = f"no set of questions '{one}' ships{did_you_mean(one, shipped())}"
+            raise BadFileError(path, f"{problem} - `$.models[{name!r}].tasks`")
 
 
 def _placed(source: ModelSource, folder: Path) -> ModelSource:

@@ -249,6 +249,19 @@ def _add_reports(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     plot.set_defaults(command=_plot)
 
+    convert = commands.add_parser(
+        "convert",
+        help="write the Hugging Face form of a full-precision GGUF file",
+        description="Write the Hugging Face form (configuration, tokenizer, safetensors) of a"
+        " full-precision GGUF file of the architecture llama, every weight as it is.",
+    )
+    convert.add_argument(
+        "model", metavar="MODEL", help="a name of the catalog or a GGUF file, on this machine"
+    )
+    convert.add_argument("folder", metavar="FOLDER", type=Path, help="a folder that is not there")
+    convert.add_argument("--catalog", metavar="FILE", type=Path, help="your own catalog")
+    convert.set_defaults(command=_convert)
+
 
 def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     reference = commands.add_parser(
@@ -482,6 +495,23 @@ def _plot(given: argparse.Namespace) -> int:
     for name, content in drawn.items():
         write_atomic(folder / name, content)
         _print(str(folder / name))
+    return 0
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from .catalog import find_model  # noqa: PLC0415
+    from .conversion import hugging_face_form  # noqa: PLC0415
+    from .storage.sources import locate  # noqa: PLC0415
+
+    value = Value(given.model, "MODEL", "command line")
+    model = find_model(given.model, value, given.catalog, Path.cwd())
+    weights = locate(model, offline=True)
+    parts = weights.here()
+    if parts is None or len(parts) != 1:
+        why = "is not on this machine" if parts is None else "is split into parts"
+        raise value.error(f"{weights.place} {why}; give one whole GGUF file")
+    for path in hugging_face_form(parts[0], given.folder):
+        _print(str(path))
     return 0
 
 

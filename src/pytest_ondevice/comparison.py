@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import msgspec
 from .conclusion import Status
 from .conclusion import read as read_report
 from .errors import BadFileError, OptionError, did_you_mean
-from .judgement import ALPHA, ROUNDING, show
+from .judgement import ALPHA, ROUNDING, is_answered, show
 from .model.change import Change, Finding, overall
 from .model.comparison import (
     SCHEMA_VERSION,
@@ -26,6 +27,7 @@ from .model.comparison import (
 )
 from .model.measurement import ProtocolFields, digest_of
 from .model.verdict import Verdict
+from .proportions import unconditional
 from .stats import paired_excess, relative_change
 from .storage.baselines import PORTABLE, BaselineFile, Section
 from .storage.baselines import SCHEMA_VERSION as BASELINE_VERSION
@@ -78,6 +80,12 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
         "ln_ppl": Tolerance(absolute=0.005, windows=True),
         "same_top": Tolerance(absolute=0.02, windows=True, higher_is_better=True),
         "mean_square_dp": Tolerance(relative=0.2, windows=True),
+        "accuracy": Tolerance(absolute=0.03, windows=True, higher_is_better=True),
+        "choice_accuracy": Tolerance(absolute=0.03, windows=True, higher_is_better=True),
+        "cloze_accuracy": Tolerance(absolute=0.05, windows=True, higher_is_better=True),
+        "exact_accuracy": Tolerance(absolute=0.05, windows=True, higher_is_better=True),
+        "answer_flips": Tolerance(absolute=0.03, windows=True),
+        "unscored_answers": _NONE,
         "effective_bpw": _SIZE,
         "body_bpw": _SIZE,
         "file_size": _SIZE,
@@ -559,7 +567,8 @@ def _paired(quantity: str, tolerance: Tolerance | None, old: _Figure, new: _Figu
     elif tolerance is None:
         finding, words = Finding.CHANGED, "which way is better is not known"
     else:
-        finding = _weighed(now, then, tolerance, by_share=by_share)
+        weigh = _counted if is_answered(quantity) else partial(_weighed, by_share=by_share)
+        finding = weigh(now, then, tolerance)
         words = _WORDS[finding].format(_slack(tolerance, old.unit, by_share=by_share))
     return Change(
         quantity=quantity,
@@ -599,6 +608,20 @@ def _weighed(
     if paired_excess(*signed, alpha=ALPHA).upper < 0:
         return Finding.BETTER
     return Finding.NO_WORSE if beyond.upper <= 0 else Finding.UNDECIDED
+
+
+def _counted(now: Sequence[float], then: Sequence[float], tolerance: Tolerance) -> Finding:
+    """Weigh shares of the same items, as the gate does: by how many went which way."""
+    pairs = list(zip(now, then, strict=True))
+    lost, gained = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    low, high = unconditional(lost, gained, len(pairs), ALPHA)
+    if not tolerance.higher_is_better:
+        low, high = -high, -low
+    if high < -tolerance.absolute:
+        return Finding.WORSE
+    if low > 0:
+        return Finding.BETTER
+    return Finding.NO_WORSE if low >= -tolerance.absolute else Finding.UNDECIDED
 
 
 def _plain(quantity: str, tolerance: Tolerance | None, old: _Figure, new: _Figure) -> Change:

@@ -50,11 +50,12 @@ def planned_bpw(artifact: Artifact) -> float:
         AbsentError: llama.cpp would not make it.
     """
     header = artifact.file.header
+    way = artifact.cell.way
     actual = artifact.file.account.effective_bpw
     found, problems = [], []
     for imatrix in (False, True):
         try:
-            tensors = plan.from_header(header, artifact.cell.file_type, imatrix=imatrix)
+            tensors = plan.from_header(header, way.file_type, pure=way.pure, imatrix=imatrix)
         except (KeyError, ValueError) as error:
             problems.append(str(error))
         else:
@@ -116,8 +117,9 @@ def _claims(artifact: Artifact) -> float | None:
 
 
 def _type_share(artifact: Artifact) -> Fact:
+    way = artifact.cell.way
     try:
-        share = plan.matching_share(artifact.file.header, artifact.cell.file_type)
+        share = plan.matching_share(artifact.file.header, way.file_type, pure=way.pure)
     except (KeyError, ValueError) as error:
         raise AbsentError(f"a method whose rules are known here: {error}") from error
     held = artifact.file.account.histogram

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,13 +26,12 @@ from .storage.files import why_unwritable, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import pytest
 
     from .model.law import LawReport
     from .model.measurement import Measurement, ProtocolFields
-    from .model.report import ArtifactFacts
+    from .model.report import ArtifactFacts, TaskReport
     from .options import Settings
     from .state import State
 
@@ -58,6 +58,7 @@ class Gatherer:
         self._predecessors: dict[str, ArtifactFacts] = {}
         self._logits: dict[str, dict[str, tuple[str, ...]]] = {}
         self._protocols: dict[str, ProtocolFields] = {}
+        self._tasks: dict[str, tuple[TaskReport, ...]] = {}
         self._laws: dict[tuple[str, str], LawReport] = {}
         self._system_info = ""
         self.seen = False
@@ -88,6 +89,8 @@ class Gatherer:
                 self._artifacts[item.cell] = item.artifact
             if item.predecessor is not None:
                 self._predecessors[item.cell] = item.predecessor
+            if item.tasks:
+                self._tasks[item.cell] = item.tasks
             if item.logits:
                 self._logits[item.cell] = item.logits
             measured = self._measured.setdefault(item.cell, {})
@@ -128,6 +131,7 @@ class Gatherer:
                     if one.cell == cell.id and one.change is not None and not one.advisory
                 ),
                 logits=self._logits.get(cell.id, {}),
+                tasks=self._tasks.get(cell.id, ()),
             )
             for cell in self._state.cells
         )
@@ -146,6 +150,8 @@ class Gatherer:
                 "context": str(settings.context),
                 "text": settings.text.name if settings.text else "shipped",
                 "windows": "all" if settings.windows is None else str(settings.windows),
+                "tasks": ",".join(Path(name).name for name in settings.tasks) or "shipped",
+                "items": "all" if settings.items is None else str(settings.items),
                 "threads": str(settings.threads),
                 "gpu_layers": _layers(settings.gpu_layers),
                 "rounds": str(settings.rounds),

@@ -16,7 +16,7 @@ from . import calibration, shipped
 from .catalog import catalog, models
 from .checks import check_of
 from .devices import available_memory, build, device, is_environment, place, runtime
-from .errors import OnDeviceError
+from .errors import BadFileError, OnDeviceError
 from .gather import Gatherer
 from .laws import LAWS
 from .matrix import cells as make_cells
@@ -56,10 +56,11 @@ from .storage.cache import hold
 from .storage.costs import Costs
 from .storage.files import why_unwritable
 from .storage.journal import Journal, Run
+from .tasks import sets_of
 from .texts import calibration_texts, texts
 from .texts import check as check_text
 from .tier import Tier, board, tier
-from .toll import confirm, quote, require_room
+from .toll import asked, confirm, quote, require_room
 from .waivers import Waivers
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def wake(config: pytest.Config) -> None:
         if settings.methods and not settings.models:
             chosen_methods(settings)
         _check_calibration(settings, matrix)
+        _check_tasks(settings, matrix)
         waivers = _waivers(settings)
         rules = _rules(settings)
         accepted = pins.read(settings.rootdir / pins.NAME) if settings.models else {}
@@ -367,6 +369,7 @@ class OnDevicePlugin:
             windows=settings.windows,
             rounds=settings.rounds,
             threads=settings.threads,
+            items=asked(settings, cells),
         )
         self.price = whole
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
@@ -456,6 +459,8 @@ class OnDevicePlugin:
                     "rounds": settings.rounds,
                     "text": str(settings.text),
                     "windows": settings.windows,
+                    "tasks": list(settings.tasks),
+                    "items": settings.items,
                     "context": settings.context,
                     "calibration": str(settings.calibration),
                     "threads": settings.threads,
@@ -587,18 +592,30 @@ def _check_text(settings: Settings) -> None:
 
 def _check_calibration(settings: Settings, matrix: tuple[Cell, ...]) -> None:
     """Refuse to judge importance matrices by the very text that they were made from."""
-    if settings.calibration is None and not any(cell.way.imatrix for cell in matrix):
+    weighed = [cell for cell in matrix if cell.way.imatrix]
+    if settings.calibration is None and not weighed:
         return
     try:
         check_text(settings.calibration)
-        require_apart(
-            [text.path for text in calibration_texts(settings.calibration)[0]],
-            [text.path for text in texts(settings.text)[0]],
-        )
+        for name in dict.fromkeys(cell.model.text for cell in weighed or matrix):
+            require_apart(
+                [text.path for text in calibration_texts(settings.calibration, name)[0]],
+                [text.path for text in texts(settings.text, name)[0]],
+            )
     except OnDeviceError as error:
         if settings.calibration is None:
             raise
         raise settings.given["calibration"].error(str(error)) from error
+
+
+def _check_tasks(settings: Settings, matrix: tuple[Cell, ...]) -> None:
+    """Read the questions that the user named before anything is measured."""
+    if not settings.tasks or not matrix:
+        return
+    try:
+        sets_of(matrix[0].model, settings)
+    except BadFileError as error:
+        raise settings.given["tasks"].error(str(error)) from error
 
 
 def _other_build(settings: Settings) -> Build | None:

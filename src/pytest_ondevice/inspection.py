@@ -188,7 +188,8 @@ def _contradictions(header: Header, claimed: str | None) -> list[str]:
     if share:
         said.append(f"{float(share):.0%} of the layers' matrix weights are plain floats")
     try:
-        matching = plan.matching_share(header, claimed)
+        # A header does not say whether the file is meant to be pure: the better match counts.
+        matching = max(plan.matching_share(header, claimed, pure=pure) for pure in (False, True))
     except ValueError:
         return said
     if matching < SUSPICIOUS_SHARE:

@@ -10,6 +10,7 @@ from .model.bound import Bound, Source
 from .model.change import Change, Finding
 from .model.quantity import QUANTITIES, Stage
 from .model.verdict import Verdict
+from .proportions import clopper_pearson, paired, unconditional
 from .stats import interval, median_interval, paired_excess, relative_change
 from .stats import judge as judge_interval
 
@@ -52,13 +53,23 @@ def judge(measured: Measurement, bound: Bound, alpha: float = ALPHA) -> Judgemen
             Verdict.INVALID, f"the measurement was disturbed: {'; '.join(measured.disturbed)}"
         )
     pairs = _pairs(measured, bound)
-    if len(pairs) > 1:
-        if _is_timed(measured.quantity):
-            return _raced(measured.quantity, pairs, bound, alpha)
-        return _paired(pairs, bound, alpha)
-    if measured.sample_ids and len(measured.samples) > 1:
+    if len(pairs) > 1 or (bound.samples and is_answered(measured.quantity)):
+        return _against(measured.quantity, pairs, bound, alpha)
+    # The exact interval of a share holds for one item, too; other samples need two.
+    least = 1 if is_answered(measured.quantity) else 2
+    if measured.sample_ids and len(measured.samples) >= least:
         return _spread(measured, bound, alpha)
     return _plain(measured.value, measured.unit, bound)
+
+
+def _against(
+    quantity: str, pairs: list[tuple[float, float]], bound: Bound, alpha: float
+) -> Judgement:
+    if is_answered(quantity):
+        return _marked(pairs, bound, alpha)
+    if _is_timed(quantity):
+        return _raced(quantity, pairs, bound, alpha)
+    return _paired(pairs, bound, alpha)
 
 
 def _plain(value: float, unit: str, bound: Bound) -> Judgement:
@@ -99,6 +110,41 @@ def _is_timed(quantity: str) -> bool:
     return known is not None and known.stage is Stage.SPEED
 
 
+def is_answered(quantity: str) -> bool:
+    """Whether a quantity is of answers to questions: a share of items, or a count of them."""
+    known = QUANTITIES.get(quantity)
+    return known is not None and known.stage is Stage.TASKS
+
+
+def _marked(pairs: list[tuple[float, float]], bound: Bound, alpha: float) -> Judgement:
+    """Judge shares of the same items, item by item; the exact McNemar test is told with it."""
+    if len(pairs) < 2:
+        # One item, even one that is answered as before, says nothing of all others.
+        asked = "only one" if pairs else "none"
+        return Judgement(Verdict.INCONCLUSIVE, f"{asked} of the items on record was asked")
+    found = paired([now > 0.5 for now, _ in pairs], [then > 0.5 for _, then in pairs], alpha)
+    moves = f"{found.lost} lost and {found.gained} gained"
+    if not bound.higher_is_better:
+        moves = f"{found.gained} more and {found.lost} fewer"
+    told = f"{moves} of {found.n} items against {_other(bound)}, exact McNemar p {found.p:.2g}"
+    if not found.flips:
+        return Judgement(Verdict.PASS, f"the same {found.n} items as {_other(bound)} has")
+    low, high = unconditional(found.lost, found.gained, found.n, alpha)
+    slack = max((bound.center or 0.0) * bound.relative, bound.absolute, bound.noise)
+    told += f", change {low:+.3f} to {high:+.3f}"
+    if not bound.higher_is_better:
+        low, high = -high, -low
+    if high < -slack:
+        return Judgement(Verdict.FAIL, f"{told}: beyond the tolerance")
+    if low >= -slack:
+        return Judgement(Verdict.PASS, f"{told}: within the tolerance")
+    return Judgement(Verdict.INCONCLUSIVE, f"{told}: too uncertain to tell it from the tolerance")
+
+
+def _other(bound: Bound) -> str:
+    return "its predecessor" if bound.source is Source.PREDECESSOR else "the baseline"
+
+
 def _spread(measured: Measurement, bound: Bound, alpha: float) -> Judgement:
     """Judge by the interval of the figure's own samples.
 
@@ -107,12 +153,16 @@ def _spread(measured: Measurement, bound: Bound, alpha: float) -> Judgement:
     values = list(measured.samples)
     lower, upper = limits(bound)
     timed = _is_timed(measured.quantity)
-    found = median_interval(values, alpha) if timed else interval(values, alpha)
-    low, high = found.lower, found.upper
+    if is_answered(measured.quantity):
+        low, high = clopper_pearson(round(sum(values)), len(values), alpha, sides=1)
+    else:
+        found = median_interval(values, alpha) if timed else interval(values, alpha)
+        low, high = found.lower, found.upper
     if math.isinf(low) or math.isinf(high):
         low, high = min(values), max(values)
     ends = f"{show(low, measured.unit)} to {show(high, measured.unit)}"
-    told = f"{ends}, {measured.n} {'rounds' if timed else 'windows'}"
+    units = "round" if timed else "item" if is_answered(measured.quantity) else "window"
+    told = f"{ends}, {measured.n} {units}{'s' if measured.n != 1 else ''}"
     if upper is not None and not low <= upper:
         return Judgement(Verdict.FAIL, f"{told}: above the bound")
     if lower is not None and not high >= lower:
@@ -151,7 +201,7 @@ def _raced(
 
 
 def _paired(pairs: list[tuple[float, float]], bound: Bound, alpha: float) -> Judgement:
-    against = "its predecessor" if bound.source is Source.PREDECESSOR else "the baseline"
+    against = _other(bound)
     if _same(pairs):
         # However few the windows, nothing moved: there is no noise to tell it from.
         same = f"identical to {against}, paired over {len(pairs)} windows"
@@ -237,6 +287,8 @@ def _difference(
 ) -> tuple[float | None, float | None, bool]:
     if now.value is None or then.value is None:
         return None, None, False
+    if len(pairs) > 1 and is_answered(now.quantity):
+        return *_moved_marks(pairs), False
     if len(pairs) > 1 and _is_timed(now.quantity):
         moved = median_interval(_logs(now.quantity, pairs), ALPHA).estimate
         return math.expm1(moved.value), moved.error, True
@@ -248,8 +300,19 @@ def _difference(
     return now.value - then.value, None, False
 
 
+def _moved_marks(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Return the change of a share of the same items, and its standard error."""
+    moves = [now - then for now, then in pairs]
+    mean = math.fsum(moves) / len(moves)
+    spread = math.fsum((move - mean) ** 2 for move in moves)
+    return mean, math.sqrt(spread) / len(moves)
+
+
 def _better(now: Measurement, bound: Bound, pairs: list[tuple[float, float]], alpha: float) -> bool:
     sign = -1.0 if bound.higher_is_better else 1.0
+    if len(pairs) > 1 and is_answered(now.quantity):
+        found = paired([one > 0.5 for one, _ in pairs], [one > 0.5 for _, one in pairs], alpha)
+        return sign * found.change < 0 and found.p <= 2 * alpha
     if len(pairs) > 1 and _is_timed(now.quantity):
         moves = median_interval([sign * log for log in _logs(now.quantity, pairs)], alpha)
         return moves.upper < 0

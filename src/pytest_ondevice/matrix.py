@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 from .catalog import models
 from .errors import MissingError, OnDeviceError, did_you_mean
 from .model.catalog import Cell, Subject
-from .model.method import IMATRIX, KV_TYPES, PLAIN_KV, VARIANTS, Method, method_of
+from .model.method import KV_TYPES, PLAIN_KV, VARIANTS, Method, method_of
 from .model.quant_types import FILE_TYPES
 from .options import choose
 from .storage.candidates import Candidates
@@ -23,10 +24,28 @@ if TYPE_CHECKING:
 
     from .options import Settings, Value
 
+ALL_BLOCK = "all-block"
+
 METHOD_GROUPS: Mapping[str, tuple[str, ...]] = {
     # The seven methods of arXiv 2505.15030.
     "study": ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q8_0"),
+    # Each way in which llama-quantize stores the weights of any dense model in blocks, from most
+    # to fewest bits (effective BPW of Llama-3.1-8B), down to base types of 2 bits: legacy types, K
+    # mixes and IQ types. With an importance matrix what is refused without one. Each base type of
+    # blocks of 256 and under 5 bits stands there once more as pure: its own bits, no mix's.
+    # Ternary types are for models that were trained to be ternary, MXFP4 is for experts.
+    ALL_BLOCK: (
+        *("Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0"),
+        *("Q4_1", "Q4_K_M", "IQ4_NL", "Q4_K_S", "Q4_0", "Q4_K_S+pure", "IQ4_XS", "Q3_K_L"),
+        *("IQ4_XS+pure", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS+imatrix"),
+        *("Q3_K_S+pure", "IQ3_S+pure", "IQ3_XXS+imatrix", "Q2_K", "IQ3_XXS+pure+imatrix"),
+        *("Q2_K_S+imatrix", "IQ2_M+imatrix", "IQ2_S+imatrix", "Q2_K+pure", "IQ2_XS+imatrix"),
+        *("IQ2_M+pure+imatrix", "IQ2_XXS+imatrix", "IQ2_XS+pure+imatrix"),
+        "IQ2_XXS+pure+imatrix",
+    ),
 }
+"""What several methods are called together. Of ``all-block`` those count that the installed
+llama.cpp knows."""
 
 DEFAULT_METHODS = ("study",)
 
@@ -54,10 +73,18 @@ def runtime_methods() -> Mapping[str, int]:
 def every_method() -> tuple[str, ...]:
     """Name every method with every variant: what a cell, or a baseline, can be called."""
     return tuple(
-        str(Method(file_type=name, imatrix=imatrix, kv=kv))
+        str(msgspec.structs.replace(way, kv=kv)) for way in _every_making() for kv in KV_TYPES
+    )
+
+
+def _every_making() -> tuple[Method, ...]:
+    """List every file type with every variant that makes other weights of it."""
+    return tuple(
+        Method(file_type=name, pure=pure, imatrix=imatrix)
         for name in runtime_methods()
-        for imatrix in ((False,) if name in FLOAT_METHODS else (False, True))
-        for kv in KV_TYPES
+        for imatrix, pure in itertools.product(
+            (False,) if name in FLOAT_METHODS else (False, True), repeat=2
+        )
     )
 
 
@@ -129,15 +156,29 @@ def expand(named: Iterable[str], value: Value) -> tuple[str, ...]:
             if one.casefold() not in VARIANTS:
                 near = did_you_mean(one, VARIANTS)
                 raise value.error(f"unknown variant '{one}' of {method}{near}")
-        for one in METHOD_GROUPS.get(method, (method,)):
+        given = [variant.casefold() for variant in variants]
+        for one in _members(method):
+            # A member of a group may have the variant that is given to all of them.
+            own = one.split("+")[1:]
             try:
-                way = method_of("+".join([one, *(variant.casefold() for variant in variants)]))
+                way = method_of("+".join([one, *(each for each in given if each not in own)]))
             except ValueError as error:
                 raise value.error(str(error)) from error
             if way.imatrix and one in FLOAT_METHODS:
                 raise value.error(f"{one} does not quantize, so it needs no importance matrix")
+            if way.pure and one in FLOAT_METHODS:
+                raise value.error(f"{one} has no pure variant: it does not quantize")
             chosen.append(str(way))
     return tuple(dict.fromkeys(chosen))
+
+
+def _members(name: str) -> tuple[str, ...]:
+    """Name the methods of a group; of a single method, itself."""
+    members = METHOD_GROUPS.get(name, (name,))
+    if name != ALL_BLOCK:
+        return members
+    known = runtime_methods()
+    return tuple(one for one in members if method_of(one).file_type in known)
 
 
 def _offered(settings: Settings) -> tuple[str, ...]:
@@ -146,8 +187,7 @@ def _offered(settings: Settings) -> tuple[str, ...]:
         return ()
     try:
         found = Candidates.in_folder(settings.artifacts)
-        known = [name for one in runtime_methods() for name in (one, f"{one}+{IMATRIX}")]
-        return found.methods(models(settings), known)
+        return found.methods(models(settings), [way.weights for way in _every_making()])
     except OnDeviceError as error:
         raise settings.given["artifacts"].error(str(error)) from error
 

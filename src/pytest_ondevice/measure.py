@@ -3,8 +3,9 @@
 Tests pull. What is missing is measured in a fresh process on the device, together with all other
 stages of that cell that the collected items declared, and journalled the moment it is there.
 
-Two stages come in parts, each with a record of its own: fidelity in stretches of windows, taken
-until a verdict is certain, and speed in rounds over all cells that are timed.
+Three stages come in parts, each with a record of its own: fidelity in stretches of windows, taken
+until a verdict is certain, speed in rounds over all cells that are timed, and tasks in pieces of
+so many questions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from . import facts, figures
+from . import capability, facts, figures
 from .devices import available_memory, device, lock_path, locked
 from .errors import MissingError, OnDeviceError, StorageError
 from .matrix import FLOAT_METHODS, runtime_methods
@@ -27,6 +28,7 @@ from .model.measurement import Measurement, ProtocolFields, digest_of
 from .model.method import PLAIN_KV
 from .model.quantity import DETERMINISTIC, QUANTITIES, Stage
 from .options import BESIDE, LOCK
+from .plan import weighed_evenly
 from .price import MEMORY_FACTOR
 from .probe import runner
 from .probe.protocol import (
@@ -44,17 +46,22 @@ from .probe.protocol import (
     QuantizeJob,
     ReservePlan,
     SpeedPlan,
+    TasksPlan,
 )
 from .storage.artifacts import Recipe
 from .storage.files import megabytes, require_space, sha256_of
+from .tasks import sets_of
 from .texts import calibration_texts, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from .capability import Asked
     from .devices import Build
     from .model.catalog import Cell
+    from .model.report import TaskReport
+    from .model.task import Item, TaskSet
     from .options import Settings
     from .probe.protocol import Event, Job, Text
     from .provision import Artifact, GgufFile, Provision
@@ -68,7 +75,7 @@ MOST_WINDOWS = 2**15
 """More windows than any reference file has."""
 
 GROUPS: tuple[tuple[Stage, ...], ...] = (
-    (Stage.VALIDATE, Stage.RESERVE, Stage.FIDELITY, Stage.DECODE),
+    (Stage.VALIDATE, Stage.RESERVE, Stage.FIDELITY, Stage.DECODE, Stage.TASKS),
     (Stage.MEMORY,),
     (Stage.DEPLOYED,),
     (Stage.ENERGY,),
@@ -155,6 +162,7 @@ class Bench:
     given: Mapping[str, GivenReference] = field(default_factory=dict)
     build: Build | None = None
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
+    _questions: dict[str, tuple[TaskSet, ...]] = field(default_factory=dict)
 
     # -- quantities
 
@@ -166,7 +174,8 @@ class Bench:
         Args:
             cell: The cell.
             name: The quantity.
-            windows: For fidelity: the first so many windows, None for the whole budget.
+            windows: For fidelity: the first so many windows, None for the whole budget; for tasks:
+                the first so many pieces of the questions.
             rounds: For speed: so many rounds, None for those of the settings.
 
         Raises:
@@ -186,6 +195,8 @@ class Bench:
                 made, records = self._speed(cell, name, rounds or self.settings.rounds)
             else:
                 made, records = self._staged(cell, name, windows)
+        except capability.NoItemsError as error:
+            raise UnsupportedError(str(error)) from error
         except figures.NoFigureError as error:
             kind = NoMeterError if quantity.stage is Stage.ENERGY else UnsupportedError
             raise kind(str(error)) from error
@@ -197,6 +208,8 @@ class Bench:
         self, cell: Cell, name: str, windows: int | None
     ) -> tuple[Measurement, list[Record]]:
         stage = QUANTITIES[name].stage
+        if stage is Stage.TASKS:
+            return self._answered(cell, name, windows)
         if stage is Stage.FIDELITY:
             records = self.windows(cell, windows)
             return figures.of_fidelity(name, [record.payload or {} for record in records]), records
@@ -219,18 +232,72 @@ class Bench:
                 made = figures.of_memory(name, payload)
         return made, [record]
 
-    def looks(self, cell: Cell, alpha: float) -> tuple[Look, ...]:
-        """Return the looks of a sequential verdict on a cell's fidelity, as far as text goes.
+    def _answered(
+        self, cell: Cell, name: str, pieces: int | None
+    ) -> tuple[Measurement, list[Record]]:
+        asked, records = self._asked(cell, pieces)
+        theirs: tuple[Asked, ...] = ()
+        if name == "answer_flips":
+            reference = self.references.get(cell.model.name)
+            if reference is None:
+                raise UnsupportedError(f"answers of the reference: no F16 of {cell.model.name}")
+            theirs, _ = self._asked(reference, pieces)
+        return capability.figure(name, asked, theirs), records
+
+    def _asked(self, cell: Cell, most: int | None) -> tuple[tuple[Asked, ...], list[Record]]:
+        """Ask a cell the first so many pieces of its questions; the answers by set, and records.
+
+        Raises:
+            StageFailedError: A piece of the questions died or failed.
+        """
+        sets = self.questions(cell)
+        pieces = capability.pieces(sets).pieces[:most]
+        records = [self.stage(cell, Stage.TASKS, part) for part in range(len(pieces))]
+        payloads = (record.payload or {} for record in records)
+        return capability.asked(sets, zip(pieces, payloads, strict=True)), records
+
+    def questions(self, cell: Cell) -> tuple[TaskSet, ...]:
+        """Return the sets of questions that a cell's model is asked."""
+        if cell.model.name not in self._questions:
+            self._questions[cell.model.name] = sets_of(cell.model, self.settings)
+        return self._questions[cell.model.name]
+
+    def tasks(self, cell: Cell) -> tuple[TaskReport, ...]:
+        """Return what the report has of a cell's answers; empty if it was not asked."""
+        sets = self.questions(cell)
+        reference = None if cell.reference else self.references.get(cell.model.name)
+        return capability.reports(self._known(sets, cell), self._known(sets, reference))
+
+    def _known(self, sets: Sequence[TaskSet], cell: Cell | None) -> tuple[Asked, ...]:
+        """Return the answers that are there already."""
+        if cell is None or cell.id not in self._artifacts:
+            return ()
+        pieces = capability.pieces(sets).pieces
+        records = [self._find(cell, Stage.TASKS, part) for part in range(len(pieces))]
+        found = [
+            (piece, record.payload)
+            for piece, record in zip(pieces, records, strict=True)
+            if record is not None and record.payload is not None
+        ]
+        return capability.asked(sets, found)
+
+    def looks(self, cell: Cell, alpha: float, stage: Stage = Stage.FIDELITY) -> tuple[Look, ...]:
+        """Return the looks of a sequential verdict on a cell, as far as text, or questions, go.
 
         Args:
             cell: The cell.
+            stage: Fidelity, where a look is so many windows, or tasks: so many pieces.
             alpha: Error of either end over all looks.
 
         Raises:
             StageFailedError: The first stretch of windows, which tells how many there are, failed.
         """
-        from .stats import looks  # noqa: PLC0415  (numpy: only where something is measured)
+        from .stats import Look, looks  # noqa: PLC0415  (numpy: only where something is measured)
 
+        if stage is Stage.TASKS:
+            found = capability.pieces(self.questions(cell))
+            ends = dict.fromkeys((found.first, len(found.pieces)))
+            return tuple(Look(end, alpha / len(ends)) for end in ends)
         first = self.stage(cell, Stage.FIDELITY).payload or {}
         return looks(self.settings.windows, alpha, self._held(cell, first))
 
@@ -315,7 +382,7 @@ class Bench:
         Args:
             cell: The cell.
             stage: The stage.
-            part: Which stretch of windows, for fidelity.
+            part: Which stretch of windows, for fidelity; which piece of the questions, for tasks.
 
         Raises:
             StageFailedError: The stage, or one that it needs, died or failed.
@@ -350,7 +417,12 @@ class Bench:
         stage = QUANTITIES[name].stage if name in QUANTITIES else Stage.HEADER
         if stage in {Stage.HEADER, Stage.QUANTIZE, Stage.SPEED} or cell.id not in self._artifacts:
             return
-        for part in range(len(self._stretches()) if stage is Stage.FIDELITY else 1):
+        parts = 1
+        if stage is Stage.FIDELITY:
+            parts = len(self._stretches())
+        elif stage is Stage.TASKS:
+            parts = len(capability.pieces(self.questions(cell)).pieces)
+        for part in range(parts):
             if self._find(cell, stage, part) is not None:
                 self.journal.void(self._key(cell, stage, part))
 
@@ -362,13 +434,13 @@ class Bench:
         fields: ProtocolFields = {"stage": str(stage)}
         if stage is Stage.VALIDATE:
             fields["counts"] = "tensor bytes"
-        if stage in {Stage.HEADER, Stage.FIDELITY, Stage.MEMORY, Stage.RESERVE}:
+        if stage in {Stage.HEADER, Stage.FIDELITY, Stage.MEMORY, Stage.RESERVE, Stage.TASKS}:
             given = self.given.get(cell.model.name) if stage is Stage.FIDELITY else None
             fields["lineage"] = (given.source if given else self.artifact(cell).lineage)[:16]
         if stage is Stage.FIDELITY:
             plan = FidelityPlan(texts=(), execution=self._execution(cell))
             fields |= _fields(plan.execution, without=("threads",))
-            fields |= {"text": self._text()[1], "seed": plan.seed}
+            fields |= {"text": self._text(cell)[1], "seed": plan.seed}
             if self._beside:
                 fields["kept"] = "the whole vocabulary"
             else:
@@ -378,7 +450,7 @@ class Bench:
         if not fields.get("gpu_layers", 1):
             # On the CPU alone a protocol is what it was before there was a choice.
             del fields["gpu_layers"]
-        if stage in {Stage.FIDELITY, Stage.DECODE} and cell.way.kv == PLAIN_KV:
+        if stage in {Stage.FIDELITY, Stage.DECODE, Stage.TASKS} and cell.way.kv == PLAIN_KV:
             del fields["type_k"], fields["type_v"]
         return fields
 
@@ -389,7 +461,11 @@ class Bench:
             case Stage.DECODE:
                 decode = self._decode_plan(cell)
                 fields = _fields(decode.execution, without=("threads",))
-                fields |= {"text": self._text()[1], "seed": decode.seed, "tokens": decode.tokens}
+                fields |= {"text": self._text(cell)[1]}
+                fields |= {"seed": decode.seed, "tokens": decode.tokens}
+            case Stage.TASKS:
+                tasks = TasksPlan(items=(), execution=self._execution(cell))
+                fields = _fields(tasks, without=("items", "threads", "n_ctx", "n_ubatch"))
             case Stage.MEMORY:
                 fields = _fields(self._memory_plan(cell)) | _platform()
             case Stage.DEPLOYED:
@@ -459,7 +535,8 @@ class Bench:
     ) -> Stage | None:
         """Run one probe for some stages; returns the stage it died in, if it did.
 
-        ``part`` is the stretch of windows of fidelity, and the place in the campaign of speed.
+        ``part`` is the stretch of windows of fidelity, the piece of the questions of tasks, and the
+        place in the campaign of speed.
         """
         artifact = self.artifact(cell)
         job = MeasureJob(
@@ -472,6 +549,7 @@ class Bench:
             reserve=self._reserve_plan(cell) if Stage.RESERVE in stages else None,
             deployed=self._deployed_plan(cell) if Stage.DEPLOYED in stages else None,
             energy=self._energy_plan(cell) if Stage.ENERGY in stages else None,
+            tasks=self._tasks_plan(cell, part) if Stage.TASKS in stages else None,
         )
 
         def on_event(event: Event) -> None:
@@ -614,7 +692,7 @@ class Bench:
                 began[event.stage] = time.monotonic()
             elif event.event == "done" and event.stage in set(Stage):
                 # Of fidelity so many windows at a time, of every other stage one thing.
-                done = len(_list(event.payload, "ids")) or 1
+                done = len(_list(event.payload, "ids")) or 1  # and so many questions
                 seconds = time.monotonic() - began[event.stage]
                 self._count_cost(cell, Stage(event.stage), done, seconds)
             if event.event == "done" and event.stage == "start":
@@ -670,6 +748,10 @@ class Bench:
                 file_type=runtime_methods()[cell.file_type],
                 threads=self.settings.threads,
                 importance=str(importance) if importance else "",
+                pure=cell.way.pure,
+                even=weighed_evenly(source.header, cell.file_type, pure=cell.way.pure)
+                if importance
+                else {},
             )
             try:
                 result = self._run(cell, job, descriptor)
@@ -690,7 +772,7 @@ class Bench:
                     wall_time=payload["time"],
                     cpu_time=payload["cpu_time"],
                     peak_memory=payload["peak"],
-                    calibration=self.provision.calibration if importance else "",
+                    calibration=self.provision.calibration(cell) if importance else "",
                     calibration_time=calibration_time,
                 )
                 try:
@@ -715,7 +797,7 @@ class Bench:
         """
         if not cell.way.imatrix:
             return None, 0.0
-        texts, digest = calibration_texts(self.settings.calibration)
+        texts, digest = calibration_texts(self.settings.calibration, cell.model.text)
         execution = Execution(threads=self.settings.threads, repack=False)
         fields = {
             "source": source.sha256,
@@ -771,6 +853,8 @@ class Bench:
             fields["windows"] = [start, end]
             fields["payload"] = "with bytes of text"
             fields["reference"] = self._reference_name(cell, part)
+        elif stage is Stage.TASKS:
+            fields["items"] = [item.digest for item in self._piece(cell, part)]
         elif stage in _APART:
             # Twins measured in one run stay apart: each is a sample of its own.
             fields["cell"] = cell.id
@@ -823,12 +907,18 @@ class Bench:
         return SpeedPlan(execution=self._timed(cell))
 
     def _decode_plan(self, cell: Cell) -> DecodePlan:
-        return DecodePlan(texts=self._text()[0], execution=self._execution(cell))
+        return DecodePlan(texts=self._text(cell)[0], execution=self._execution(cell))
+
+    def _tasks_plan(self, cell: Cell, part: int) -> TasksPlan:
+        return TasksPlan(items=self._piece(cell, part), execution=self._execution(cell))
+
+    def _piece(self, cell: Cell, part: int) -> tuple[Item, ...]:
+        return capability.named(capability.pieces(self.questions(cell)).pieces[part])
 
     def _fidelity_plan(self, cell: Cell, part: int) -> FidelityPlan:
         first, last = self._stretches()[part]
         plan = FidelityPlan(
-            texts=self._text()[0],
+            texts=self._text(cell)[0],
             first=first,
             last=last,
             execution=self._execution(cell),
@@ -873,7 +963,7 @@ class Bench:
             "model": cell.model.name,
             "source": artifact.lineage,
             "tokenizer": artifact.file.header.tokenizer_digest or "",
-            "text": self._text()[1],
+            "text": self._text(cell)[1],
             "runtime": runtime.version,
             "runtime_digest": runtime.digest,
             "cpu": device().cpu,
@@ -931,14 +1021,14 @@ class Bench:
                 "artifact": self.artifact(reference).file.sha256,
                 "runtime": self.provision.runtime.digest,
                 "cpu": device().cpu,
-                "text": self._text()[1],
+                "text": self._text(cell)[1],
                 "plan": msgspec.to_builtins(plan),
             }
         )
         return self.settings.cache / "references" / f"{cell.model.name}-{key}.npz"
 
-    def _text(self) -> tuple[tuple[Text, ...], str]:
-        return texts(self.settings.text)
+    def _text(self, cell: Cell) -> tuple[tuple[Text, ...], str]:
+        return texts(self.settings.text, cell.model.text)
 
     # -- figures that need no probe
 

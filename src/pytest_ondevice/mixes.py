@@ -11,7 +11,9 @@ What a plan cannot know:
 - Options that override single tensors (``--tensor-type``, ``--output-tensor-type``,
   ``--token-embedding-type``, ``--leave-output-tensor``, ``--prune-layers``): not planned for.
 - An importance matrix's contents. ``imatrix=True`` means that it covers every tensor that needs it;
-  llama.cpp stops in the middle at the first that is missing.
+  llama.cpp stops in the middle at the first that is missing. Of a mix, embedding and output never
+  need it. Of a pure file they do where they become IQ2_XXS, IQ2_XS or IQ1_S, and there llama.cpp
+  does not refuse: it aborts.
 - What the source holds. A tensor that is not quantized keeps its type from there, which is taken
   from what is passed in. That a quantized source needs to be allowed is the caller's affair.
 - Heads that differ from layer to layer: llama.cpp looks at the first layer's only.
@@ -311,6 +313,10 @@ _SMALLER = MappingProxyType(
 _NEEDS_IMATRIX = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
 
 
+# What ggml makes with importances only, wherever it stands: without, it aborts the process.
+_ABORTING = frozenset({"IQ1_S", "IQ2_XXS", "IQ2_XS"})
+
+
 def choose(
     tensors: Iterable[Tensor],
     method: str,
@@ -334,7 +340,7 @@ def choose(
         layers: As the file says: layers that only predict further tokens count.
         experts: Experts in a layer, 0 in a dense model.
         imatrix: An importance matrix will be there.
-        pure: As ``--pure``: the base type wherever rows allow it.
+        pure: As ``--pure``: the base type wherever rows allow it, for embedding and output too.
 
     Raises:
         ValueError: llama.cpp would refuse, or nobody here knows what it would do.
@@ -368,6 +374,16 @@ def choose(
         planned.append(info)
         offset += -(-info.n_bytes // ALIGNMENT) * ALIGNMENT
     return tuple(planned)
+
+
+def unweighed(planned: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
+    """Return what needs importances that no importance matrix has: embedding and output.
+
+    That is so in pure files of the smallest types only. llama.cpp does not ask for them, and its
+    tool would abort; importances that are all equal are enough.
+    """
+    ends = {_Role.OUTPUT, _Role.EMBEDDING}
+    return tuple(one for one in planned if one.type in _ABORTING and _role(one.name) in ends)
 
 
 def _check(method: str, architecture: str) -> None:

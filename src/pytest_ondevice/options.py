@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-KINDS = ("fidelity", "size", "memory", "reserve", "speed")
+KINDS = ("fidelity", "capability", "size", "memory", "reserve", "speed")
 """The kinds of baseline that can be recorded and required."""
 
 LOCK = "lock"
@@ -46,6 +46,9 @@ KV_TYPES = ("f16", "q8_0", "q4_0")
 
 MOST_CONTEXT = 2**20
 """A longer context of the memory protocol is taken for a mistake."""
+
+MOST_ITEMS = 10**6
+"""More questions than any set has."""
 
 MOST_THREADS = 512
 """llama.cpp's own limit (GGML_MAX_N_THREADS)."""
@@ -120,6 +123,7 @@ OPTIONS = (
         "NAMES",
         "Quantization methods, comma separated: llama.cpp file types (Q4_K_M) or groups."
         " Default: study (Q2_K Q3_K_M Q4_0 Q4_K_M Q5_0 Q5_K_M Q8_0); F16 is added as reference."
+        " all-block has every block type down to 2 bits. +pure gives every matrix the base type,"
         " +imatrix quantizes with an importance matrix, +kv-q8_0 and +kv-q4_0 keep the KV cache so",
     ),
     Option(
@@ -193,6 +197,20 @@ OPTIONS = (
         " certain. Default: smoke",
     ),
     Option(
+        "tasks",
+        "NAMES",
+        "Questions with known answers, comma separated: sets that ship (general, pocket) or files"
+        " of JSON lines, ours or as HellaSwag, ARC, MMLU, WinoGrande, TruthfulQA and GSM8K have"
+        " them; +bytes, +tokens or +none says how choices are normalised. Default: general, or"
+        " what the catalog says of the model",
+    ),
+    Option(
+        "items",
+        "N",
+        "Questions of each set at most, the same ones everywhere. The first 200 are asked first,"
+        " the others where the verdict is not certain. Default: all",
+    ),
+    Option(
         "gpu-layers",
         "N",
         "Layers to offload to the GPU, or all. A runtime without GPU support is an error."
@@ -214,16 +232,16 @@ OPTIONS = (
     Option(
         "update",
         "KINDS",
-        "Record this run's measurements as baselines: fidelity, size, memory, reserve, speed or"
-        " all; with lock the digests of its artifacts in ondevice.lock; with anyway also what"
-        " failed or was disturbed. Default when bare: all",
+        "Record this run's measurements as baselines: fidelity, capability, size, memory,"
+        " reserve, speed or all; with lock the digests of its artifacts in ondevice.lock; with"
+        " anyway also what failed or was disturbed. Default when bare: all",
         const="all",
     ),
     Option(
         "require-baseline",
         "KINDS",
-        "Fail, not skip, where a baseline of these kinds is missing: fidelity, size, memory,"
-        " reserve, speed, all",
+        "Fail, not skip, where a baseline of these kinds is missing: fidelity, capability, size,"
+        " memory, reserve, speed, all",
     ),
     Option(
         "bounds",
@@ -348,6 +366,8 @@ class Settings:
         text: Evaluation text, None for the one that ships.
         windows: Largest number of evaluation windows, None for all.
         rounds: Rounds of a speed campaign.
+        tasks: Sets of questions as typed; empty for those of each model.
+        items: Largest number of questions of each set, None for all.
         gpu_layers: Layers to offload; ``ALL_LAYERS`` for all.
         threads: Threads of the runtime.
         report: Where the report goes, None where none is asked for.
@@ -386,6 +406,8 @@ class Settings:
     text: Path | None
     windows: int | None
     rounds: int
+    tasks: tuple[str, ...]
+    items: int | None
     gpu_layers: int
     threads: int
     report: Path | None
@@ -465,6 +487,7 @@ def parse(config: pytest.Config) -> Settings:
     runs_suites = bool(given["models"].text and typed(config, "models")) or typed(config, "suites")
     threads = one("threads", int, f"a number of threads from 1 to {MOST_THREADS}", 1, MOST_THREADS)
     timeout = one("timeout", float, "a number of seconds from 0.1 to a day", 0.1, 86_400)
+    items = one("items", int, f"a number of questions from 1 to {MOST_ITEMS}", 1, MOST_ITEMS)
     every = (given["gpu-layers"].text or "").casefold() == "all"
     layers = None
     if not every:
@@ -503,6 +526,8 @@ def parse(config: pytest.Config) -> Settings:
         text=path("text"),
         windows=_windows(given["budget"]),
         rounds=ROUNDS.get((given["budget"].text or "").casefold(), ROUNDS["smoke"]),
+        tasks=names(given["tasks"]),
+        items=None if items is None else int(items),
         gpu_layers=ALL_LAYERS if every else int(layers or 0),
         threads=usable_cores() if threads is None else int(threads),
         report=path("report"),
@@ -552,6 +577,8 @@ def defaults(rootdir: Path, **chosen: Any) -> Settings:
         text=None,
         windows=BUDGETS["smoke"],
         rounds=ROUNDS["smoke"],
+        tasks=(),
+        items=None,
         gpu_layers=0,
         threads=usable_cores(),
         report=None,

@@ -74,6 +74,7 @@ def plan(
     header: Header | None = None,
     dimensions: Dimensions | None = None,
     n_ctx: int,
+    pure: bool = False,
     imatrix: bool = False,
     kv: str = "f16",
 ) -> Plan:
@@ -84,6 +85,7 @@ def plan(
         header: A source's header; its metadata give the dimensions.
         dimensions: The model's shape, where there is no header.
         n_ctx: Tokens of the context that KV cache and memory are for.
+        pure: Every matrix has the base type, where its rows allow it.
         imatrix: An importance matrix will be there.
         kv: Type of the KV cache.
 
@@ -96,9 +98,9 @@ def plan(
     nominal = FILE_TYPES[method].nominal_bpw
     try:
         if header is not None:
-            tensors = from_header(header, method, imatrix=imatrix)
+            tensors = from_header(header, method, pure=pure, imatrix=imatrix)
         else:
-            tensors = from_dimensions(shape, method, imatrix=imatrix)
+            tensors = from_dimensions(shape, method, pure=pure, imatrix=imatrix)
     except ValueError as error:
         return Plan(method=method, refused=str(error), nominal_bpw=float(nominal))
     counted = account(tensors)
@@ -121,8 +123,12 @@ def plan(
     )
 
 
-def from_header(header: Header, method: str, *, imatrix: bool = False) -> tuple[TensorInfo, ...]:
+def from_header(
+    header: Header, method: str, *, pure: bool = False, imatrix: bool = False
+) -> tuple[TensorInfo, ...]:
     """Plan the tensors that quantizing a file gives; ``imatrix`` assumes an importance matrix.
+
+    ``pure`` gives every matrix the base type, where its rows allow it.
 
     Raises:
         ValueError: llama.cpp would refuse.
@@ -136,11 +142,12 @@ def from_header(header: Header, method: str, *, imatrix: bool = False) -> tuple[
         layers=_number(header, "block_count"),
         experts=_number(header, "expert_count"),
         imatrix=imatrix,
+        pure=pure,
     )
 
 
 def from_dimensions(
-    dimensions: Dimensions, method: str, *, imatrix: bool = False
+    dimensions: Dimensions, method: str, *, pure: bool = False, imatrix: bool = False
 ) -> tuple[TensorInfo, ...]:
     """Plan the tensors that quantizing a model of these dimensions gives.
 
@@ -155,23 +162,41 @@ def from_dimensions(
         kv_heads=dimensions.kv_heads,
         layers=dimensions.layers,
         imatrix=imatrix,
+        pure=pure,
     )
 
 
-def matching_share(header: Header, method: str) -> float:
+def weighed_evenly(header: Header, method: str, *, pure: bool) -> dict[str, int]:
+    """Map what must be given equal importances to its row length, beside an importance matrix.
+
+    See ``mixes.unweighed``; a file that cannot be planned has none.
+    """
+    try:
+        planned = from_header(header, method, pure=pure, imatrix=True)
+    except ValueError:
+        return {}
+    return {tensor.name: tensor.shape[0] for tensor in mixes.unweighed(planned)}
+
+
+def matching_share(header: Header, method: str, *, pure: bool = False) -> float:
     """Return the share of a file's weights whose type is the one that the method gives them.
 
     With an importance matrix llama.cpp has rules of its own; the better match of both counts.
 
+    Args:
+        header: The file's.
+        method: The file type.
+        pure: It is to be pure: every matrix of the base type, where its rows allow it.
+
     Raises:
         ValueError: llama.cpp would not make such a file.
     """
-    return max(_share(header, method, imatrix=False), _share(header, method, imatrix=True))
+    return max(_share(header, method, pure=pure, imatrix=imatrix) for imatrix in (False, True))
 
 
-def _share(header: Header, method: str, *, imatrix: bool) -> float:
+def _share(header: Header, method: str, *, pure: bool, imatrix: bool) -> float:
     try:
-        tensors = from_header(header, method, imatrix=imatrix)
+        tensors = from_header(header, method, pure=pure, imatrix=imatrix)
         planned = {tensor.name: tensor.type for tensor in tensors}
     except ValueError:
         if imatrix:
@@ -193,14 +218,20 @@ def n_weights(dimensions: Dimensions | None, header: Header | None) -> int:
 
 
 def file_size(
-    dimensions: Dimensions | None, header: Header | None, method: str, *, imatrix: bool = False
+    dimensions: Dimensions | None,
+    header: Header | None,
+    method: str,
+    *,
+    pure: bool = False,
+    imatrix: bool = False,
 ) -> int | None:
     """Say how long an artifact's file will be; None if it cannot be planned."""
     try:
         if header is not None:
-            return _file_size(from_header(header, method, imatrix=imatrix), header, None, method)
+            tensors = from_header(header, method, pure=pure, imatrix=imatrix)
+            return _file_size(tensors, header, None, method)
         if dimensions is not None:
-            tensors = from_dimensions(dimensions, method, imatrix=imatrix)
+            tensors = from_dimensions(dimensions, method, pure=pure, imatrix=imatrix)
             return _file_size(tensors, None, dimensions, method)
     except ValueError:
         pass

@@ -111,6 +111,7 @@ def plans(
                     header=found.header,
                     dimensions=found.dimensions,
                     n_ctx=n_ctx,
+                    pure=way.pure,
                     imatrix=imatrix or way.imatrix,
                     kv=way.kv,
                 ),

@@ -38,6 +38,7 @@ _STAGES = (
     Stage.SPEED,
     Stage.FIDELITY,
     Stage.DECODE,
+    Stage.TASKS,
     Stage.MEMORY,
     Stage.DEPLOYED,
 )
@@ -119,13 +120,15 @@ def price(
     windows: int | None,
     rounds: int,
     threads: int,
+    items: Mapping[str, int] | None = None,
 ) -> Price:
-    """Add up what some cells take."""
+    """Add up what some cells take; ``items`` is how many questions a model is asked, by name."""
     seconds = known = 0.0
     made = _to_make(loads)
     for load in loads:
         for stage in (Stage.QUANTIZE, *_STAGES) if load in made else _STAGES:
-            units = load.weights * _work(stage, windows, rounds)
+            asked = (items or {}).get(load.cell.model.name, 0)
+            units = load.weights * _work(stage, windows, rounds, asked)
             if stage is Stage.SPEED and load.cell.reference:
                 units *= 2  # it is the first and the last of every round
             rate = costs.rate(stage, load.cell.method)
@@ -150,8 +153,10 @@ def _to_make(loads: Sequence[Load]) -> list[Load]:
     return [group[0] for group in found.values() if all(load.make for load in group)]
 
 
-def _work(stage: Stage, windows: int | None, rounds: int) -> int:
-    """How much a stage does per weight: windows of fidelity, rounds of speed, else once."""
+def _work(stage: Stage, windows: int | None, rounds: int, items: int) -> int:
+    """How much a stage does per weight: windows, rounds of speed, questions, else once."""
+    if stage is Stage.TASKS:
+        return items
     if stage is Stage.SPEED:
         return rounds
     return (windows or _ALL_WINDOWS) if stage is Stage.FIDELITY else 1
@@ -165,10 +170,13 @@ def n_weights(model: Model, header: Header | None) -> int:
 def planned_size(model: Model, header: Header | None, method: str) -> int | None:
     """Say how long an artifact's file will be; None if it cannot be planned.
 
-    ``method`` may have the variant of an importance matrix, which some rules look at.
+    ``method`` may have variants: a pure one has other types, and some rules look at whether there
+    is an importance matrix.
     """
     way = method_of(method)
-    return plan.file_size(model.dimensions, header, way.file_type, imatrix=way.imatrix)
+    return plan.file_size(
+        model.dimensions, header, way.file_type, pure=way.pure, imatrix=way.imatrix
+    )
 
 
 def guessed_size(weights: int, method: str) -> int:
@@ -188,6 +196,7 @@ def _guessed_rate(stage: Stage, threads: int) -> float:
     tokens = {
         Stage.FIDELITY: _WINDOW,
         Stage.DECODE: 700,
+        Stage.TASKS: 40,
         Stage.SPEED: 2000,
         Stage.MEMORY: 700,
         Stage.DEPLOYED: 700,

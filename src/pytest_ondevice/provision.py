@@ -17,6 +17,7 @@ from .errors import BadFileError, MissingError, OnDeviceError, OptionError
 from .formats.gguf import read_model
 from .matrix import REFERENCE, file_type_name
 from .model.measurement import digest_of
+from .model.method import PURE
 from .model.report import ArtifactFacts, TypeShare
 from .price import Load, guessed_size, n_weights, planned_size
 from .storage.artifacts import ArtifactStore, Recipe
@@ -293,14 +294,15 @@ class Provision:
             "method": cell.file_type,
             "runtime": self.runtime.digest,
         }
+        if cell.way.pure:
+            fields["variant"] = PURE
         if cell.way.imatrix:
-            fields["calibration"] = self.calibration
+            fields["calibration"] = self.calibration(cell)
         return digest_of(fields)
 
-    @property
-    def calibration(self) -> str:
-        """Digest of the text that importance matrices are made from."""
-        return calibration_texts(self.settings.calibration)[1]
+    def calibration(self, cell: Cell) -> str:
+        """Digest of the text that a cell's importance matrix is made from."""
+        return calibration_texts(self.settings.calibration, cell.model.text)[1]
 
     def expected_size(self, cell: Cell) -> int:
         """Say how long an artifact will be that is made from the source at hand."""

@@ -61,7 +61,7 @@ def given(settings: Settings, models: Iterable[Model]) -> Mapping[str, GivenRefe
 
     value = settings.given["reference"]
     paths = sorted(place.glob("*.npz")) if place.is_dir() else [place]
-    names = [model.name for model in models]
+    texts_of = {model.name: model.text for model in models}
     found: dict[str, GivenReference] = {}
     seen = []
     for path in paths:
@@ -71,24 +71,24 @@ def given(settings: Settings, models: Iterable[Model]) -> Mapping[str, GivenRefe
         except TextError as error:
             raise value.error(str(error)) from error
         seen.append(head.model)
-        if head.model not in names:
+        if head.model not in texts_of:
             continue
         if head.model in found:
             raise value.error(f"{found[head.model].path} and {path} are both of {head.model}")
-        if wrong := _unfit(head, settings):
+        if wrong := _unfit(head, settings, texts_of[head.model]):
             raise value.error(f"{path}: {wrong}")
         found[head.model] = GivenReference(path, head.source, windows)
     if not found:
         there = f"of {', '.join(seen)}" if seen else "there is no .npz file"
-        raise value.error(f"no reference of {', '.join(names)}: {there}")
+        raise value.error(f"no reference of {', '.join(texts_of)}: {there}")
     return found
 
 
-def _unfit(head: Head, settings: Settings) -> str:
+def _unfit(head: Head, settings: Settings, text: str) -> str:
     """Say why losses against a reference could not be compared with others; empty if they can."""
     from .probe.reference import moving  # noqa: PLC0415  (numpy: only where it is used)
 
-    if head.text != texts(settings.text)[1]:
+    if head.text != texts(settings.text, text)[1]:
         return "it was made on another evaluation text; give that text with --ondevice-text=FILE"
     ours = {"n_ctx": N_CTX} | moving(Execution(gpu_layers=0))
     theirs = {"n_ctx": head.n_ctx} | head.execution
@@ -120,7 +120,7 @@ def make(
     """
     cell = Cell(model=model, method=REFERENCE, reference=True)
     artifact = bench.artifact(cell)
-    kinds, digest = texts(bench.settings.text)
+    kinds, digest = texts(bench.settings.text, model.text)
     runtime = bench.provision.runtime
     plan = FidelityPlan(
         texts=kinds,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
-SUITES = ("artifact", "efficiency", "fidelity", "laws", "resources")
+SUITES = ("artifact", "capability", "efficiency", "fidelity", "laws", "resources")
 """The suites that gate models."""
 
 ON_REQUEST = ("against", "budgets", "generations")

@@ -10,7 +10,7 @@ import pytest
 
 from .checks import check_of
 from .model.quantity import QUANTITIES, Stage
-from .model.report import CheckResult, ItemReport
+from .model.report import CheckResult, ItemReport, TaskReport
 from .model.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ def _cell_report(cell: Cell, measured: Mapping[str, Measurement], state: State) 
     system_info = ""
     logits: dict[str, tuple[str, ...]] = {}
     before = None
+    tasks: tuple[TaskReport, ...] = ()
+    answers = {name for name, one in QUANTITIES.items() if one.stage is Stage.TASKS}
     fidelity = {name for name, one in QUANTITIES.items() if one.stage is Stage.FIDELITY}
     if state.bench is not None:
         system_info = state.bench.system_info
@@ -180,6 +182,7 @@ def _cell_report(cell: Cell, measured: Mapping[str, Measurement], state: State) 
         if made is not None:
             artifact = made.facts()
             protocols = state.bench.protocols(cell, measured)
+            tasks = state.bench.tasks(cell) if answers & measured.keys() else ()
             logits = state.bench.logits(cell) if fidelity & measured.keys() else {}
         before = state.bench.made(cell.predecessor)
     return ItemReport(
@@ -188,6 +191,7 @@ def _cell_report(cell: Cell, measured: Mapping[str, Measurement], state: State) 
         artifact=artifact,
         protocols=protocols,
         logits=logits,
+        tasks=tasks,
         predecessor=before.facts() if before is not None else None,
         system_info=system_info,
     )

@@ -10,26 +10,39 @@ from pathlib import Path
 from .errors import MissingError
 from .probe.protocol import Text
 
-VERSION = "v1"
+COMMON = "v1"
+"""The text of models that have none of their own."""
 
 
 @functools.lru_cache(maxsize=8)
-def texts(own: Path | None) -> tuple[tuple[Text, ...], str]:
-    """Return the text's files by kind, and the digest over their contents."""
-    return _read(own, "text")
+def texts(own: Path | None, name: str = "") -> tuple[tuple[Text, ...], str]:
+    """Return the text's files by kind, and the digest over their contents.
+
+    Args:
+        own: The user's text, which goes before all others.
+        name: The text that a model's catalog entry names; empty for the common one.
+    """
+    return _read(own, "text", name or COMMON)
 
 
 @functools.lru_cache(maxsize=8)
-def calibration_texts(own: Path | None) -> tuple[tuple[Text, ...], str]:
+def calibration_texts(own: Path | None, name: str = "") -> tuple[tuple[Text, ...], str]:
     """Return the calibration text's files by kind, and the digest over their contents."""
-    return _read(own, "calibration")
+    return _read(own, "calibration", name or COMMON)
 
 
-def _read(own: Path | None, what: str) -> tuple[tuple[Text, ...], str]:
+def ships(name: str) -> bool:
+    """Whether there is a text of this name."""
+    folder = resources.files("pytest_ondevice") / "data" / "text"
+    # Among the names that there are: as a path, '..' would be one, too.
+    return name in {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def _read(own: Path | None, what: str, name: str) -> tuple[tuple[Text, ...], str]:
     if own is not None:
         found: tuple[Text, ...] = (Text("text", str(own)),)
     else:
-        folder = resources.files("pytest_ondevice") / "data" / what / VERSION
+        folder = resources.files("pytest_ondevice") / "data" / what / name
         found = tuple(
             Text(Path(path.name).stem, str(path))
             for path in sorted(folder.iterdir(), key=lambda path: path.name)

@@ -15,6 +15,7 @@ from .price import Load, guessed_size, n_weights, planned_size, price
 from .storage.candidates import Candidates
 from .storage.files import megabytes
 from .storage.sources import locate
+from .tasks import sets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +125,17 @@ def quote(settings: Settings, cells: Sequence[Cell], costs: Costs) -> Price | No
         windows=settings.windows,
         rounds=settings.rounds,
         threads=settings.threads,
+        items=asked(settings, cells),
     )
+
+
+def asked(settings: Settings, cells: Sequence[Cell]) -> dict[str, int]:
+    """Count the questions that each model will be asked, by its name."""
+    models = {cell.model.name: cell.model for cell in cells}
+    return {
+        name: sum(len(one.items) for one in sets_of(model, settings))
+        for name, model in models.items()
+    }
 
 
 @functools.cache

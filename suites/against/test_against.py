@@ -50,6 +50,16 @@ def test_ppl(ondevice_compare: Comparer) -> None:
     ondevice_compare("ln_ppl", absolute=0.005)
 
 
+@check("against.accuracy", measures=("accuracy",))
+def test_accuracy(ondevice_compare: Comparer) -> None:
+    """The artifact answers as many questions right as its predecessor.
+
+    Quantity: share of all items answered right. Bound: 0.03 less, paired by item. Source: the
+    predecessor.
+    """
+    ondevice_compare("accuracy", absolute=0.03, higher_is_better=True)
+
+
 @check("against.memory", measures=("peak_memory",))
 def test_memory(ondevice_compare: Comparer) -> None:
     """The artifact takes no more memory than its predecessor.

@@ -39,6 +39,12 @@ CHECKS = {
     "artifact::test_stray_bytes": (F16, Q4_0, Q8_0),
     "artifact::test_effective_bpw": (F16, Q4_0, Q8_0),
     "artifact::test_file_size": (F16, Q4_0, Q8_0),
+    "capability::test_finite": (F16, Q4_0, Q8_0),
+    "capability::test_choice": (F16, Q4_0, Q8_0),
+    "capability::test_cloze": (F16, Q4_0, Q8_0),
+    "capability::test_exact": (F16, Q4_0, Q8_0),
+    "capability::test_flips": (Q4_0, Q8_0),
+    "capability::test_reference": (F16,),
     "efficiency::test_quantize": (F16, Q4_0, Q8_0),
     "fidelity::test_finite": (F16, Q4_0, Q8_0),
     "fidelity::test_identity": (F16, Q4_0, Q8_0),
@@ -123,6 +129,7 @@ def test_every_model_is_gated(mine: Project) -> None:
 
 def test_k_selects_among_the_checks(mine: Project) -> None:
     assert mine.collect(MODEL, METHODS, "-k", "kld or reference") == [
+        f"capability::test_reference[{F16}]",
         f"fidelity::test_kld[{Q4_0}]",
         f"fidelity::test_kld[{Q8_0}]",
         f"fidelity::test_reference[{F16}]",
@@ -133,7 +140,8 @@ def test_k_selects_among_the_checks(mine: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "suites", ["artifact", "Fidelity,artifact", "resources,efficiency", "laws,fidelity"]
+    "suites",
+    ["artifact", "capability", "Fidelity,artifact", "resources,efficiency", "laws,fidelity"],
 )
 def test_suites_select(mine: Project, suites: str) -> None:
     chosen = suites.casefold().split(",")

@@ -57,9 +57,9 @@ def test_override_is_named(project, runtime):
 
 def test_norecursedirs(project, runtime):
     project.pytester.makeini(
-        "[pytest]\nnorecursedirs = suites artifact efficiency fidelity laws resources\n"
+        "[pytest]\nnorecursedirs = suites artifact capability efficiency fidelity laws resources\n"
     )
-    assert len(project.collect(MODEL, "--ondevice-methods=Q4_0")) == 62
+    assert len(project.collect(MODEL, "--ondevice-methods=Q4_0")) == 72
 
 
 def test_a_namespace_is_no_runtime(monkeypatch, tmp_path):

@@ -389,7 +389,7 @@ MISTAKES = [
         "SMOLLM2",
         "unknown model 'SMOLLM2'; did you mean smollm2-135m, smollm2-360m or smollm2-1.7b?",
     ),
-    ("models", "zzz", "unknown model 'zzz'; there are smollm2-135m, smollm2-360m,"),
+    ("models", "zzz", "unknown model 'zzz'; there are pocket-s, pocket-m, pocket-l, smollm2-135m,"),
     ("models", "smollm2-135m,zzz", "unknown model 'zzz'; "),
     ("models", "gone.gguf", "there is no file 'gone.gguf'"),
     ("models", "gone/gone", "there is no file 'gone/gone'"),
@@ -405,9 +405,13 @@ MISTAKES = [
     ("methods", "zzz", "unknown method 'zzz'; there are F32, F16,"),
     ("methods", "Q4_KM+imatrix", "unknown method 'Q4_KM'; did you mean 'Q4_K_M'?"),
     ("methods", "Q4_0+imatrx", "unknown variant 'imatrx' of Q4_0; did you mean 'imatrix'?"),
-    ("methods", "Q4_0+zzz", "unknown variant 'zzz' of Q4_0; there are imatrix, kv-q8_0, kv-q4_0"),
+    (
+        "methods",
+        "Q4_0+zzz",
+        "unknown variant 'zzz' of Q4_0; there are pure, imatrix, kv-q8_0, kv-q4_0",
+    ),
     ("methods", "study+kv-q8", "unknown variant 'kv-q8' of study; did you mean 'kv-q8_0'?"),
-    ("methods", "Q4_0+", "unknown variant '' of Q4_0; there are imatrix, kv-q8_0, kv-q4_0"),
+    ("methods", "Q4_0+", "unknown variant '' of Q4_0; there are pure, imatrix, kv-q8_0, kv-q4_0"),
     ("methods", "Q4_0+kv-q8_0+kv-q4_0", "'Q4_0+kv-q8_0+kv-q4_0' has two types of the KV cache"),
     ("methods", "Q4_0+imatrix+IMATRIX", "'Q4_0+imatrix+imatrix' has a variant twice"),
     ("methods", "F16+imatrix", "F16 does not quantize, so it needs no importance matrix"),
@@ -430,7 +434,7 @@ MISTAKES = [
     (
         "suites",
         "zzz",
-        "unknown suite 'zzz'; there are artifact, efficiency, fidelity, laws, resources",
+        "unknown suite 'zzz'; there are artifact, capability, efficiency, fidelity, laws",
     ),
     ("suites", "law", "unknown suite 'law'; did you mean 'laws'?"),
     ("update", "", EMPTY),
@@ -438,7 +442,7 @@ MISTAKES = [
     (
         "update",
         "zzz",
-        "unknown kind 'zzz'; there are fidelity, size, memory, reserve, speed, lock, anyway, all",
+        "unknown kind 'zzz'; there are fidelity, capability, size, memory, reserve, speed, lock,",
     ),
     ("update", "reserv", "unknown kind 'reserv'; did you mean 'reserve'?"),
     ("update", "sped", "unknown kind 'sped'; did you mean 'speed'?"),
@@ -927,7 +931,7 @@ def test_a_cell_without_a_predecessor_is_skipped_with_the_reason(
     project.write("old/other-F16.gguf", gguf_bytes)
     models = "--ondevice-models=tiny.gguf,other.gguf"
     result = project.run(models, tiny[1], *AGAINST, "-rs")
-    result.assert_outcomes(passed=1, skipped=1, deselected=11)
+    result.assert_outcomes(passed=1, skipped=1, deselected=13)
     result.stdout.fnmatch_lines(
         ["tiny-F16*no predecessor", "*requires a predecessor: old has no file for tiny-F16"]
     )

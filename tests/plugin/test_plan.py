@@ -53,8 +53,17 @@ def planned(ask: Callable[..., tuple[int, str, str]]) -> Callable[..., dict[str,
     return planned
 
 
-def write(path: Path, *, file_type: int = 15, scale: float = 1.0, rows: int = 256) -> Path:
-    """Write a whole small model, quantized to Q8_0 by gguf-py."""
+def write(
+    path: Path,
+    *,
+    file_type: int = 15,
+    scale: float = 1.0,
+    rows: int = 256,
+    vocabulary: int = 64,
+    kind: str = "Q8_0",
+) -> Path:
+    """Write a whole small model, every matrix quantized to one type by gguf-py."""
+    block = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, "llama")
     for key, number in {
         "block_count": 1,
@@ -69,7 +78,7 @@ def write(path: Path, *, file_type: int = 15, scale: float = 1.0, rows: int = 25
     writer.add_string("tokenizer.chat_template", "{{ messages }}")
     random = np.random.default_rng(1)
     shapes = {
-        "token_embd.weight": (64, rows),
+        "token_embd.weight": (vocabulary, rows),
         "blk.0.attn_q.weight": (rows, rows),
         "blk.0.attn_k.weight": (rows // 2, rows),
         "blk.0.attn_v.weight": (rows // 2, rows),
@@ -80,8 +89,7 @@ def write(path: Path, *, file_type: int = 15, scale: float = 1.0, rows: int = 25
     }
     for name, shape in shapes.items():
         weights = random.standard_normal(shape).astype(np.float32) * scale
-        data = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, gguf.quants.quantize(weights, block), raw_dtype=block)
     writer.add_tensor("output_norm.weight", np.ones(rows, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -160,6 +168,30 @@ def test_a_variant_is_planned_as_what_it_changes(planned) -> None:
         assert found[name]["peak_memory"] < found[same]["peak_memory"]
 
 
+def test_a_pure_method_is_planned_at_the_bits_of_its_base_type(planned) -> None:
+    names = ("Q2_K", "Q2_K+pure", "Q2_K+pure+imatrix", "IQ2_XXS+pure", "Q8_0", "Q8_0+pure")
+    found = planned("llama-3.1-8b", f"--methods={','.join(names)}")
+    assert [*found] == [*names]
+    pure = found["Q2_K+pure"]
+    assert pure["nominal_bpw"] == found["Q2_K"]["nominal_bpw"] == 2.625
+    assert 2.625 < pure["effective_bpw"] < 2.627
+    assert pure["types"] == {"F32": 66, "Q2_K": 226}
+    assert 3.1 < found["Q2_K"]["effective_bpw"] < 3.2
+    # Which type a tensor gets is no matter of an importance matrix any more, but for what needs it.
+    assert found["Q2_K+pure+imatrix"] == pure | {"method": "Q2_K+pure+imatrix"}
+    assert "importance matrix" in found["IQ2_XXS+pure"]["refused"]
+    assert found["Q8_0+pure"] == found["Q8_0"] | {"method": "Q8_0+pure"}
+    # Rows of 576 take no blocks of 256, however pure.
+    assert planned("smollm2-135m", "--methods=Q2_K+pure")["Q2_K+pure"]["effective_bpw"] > 4.1
+
+
+def test_a_pure_file_is_planned_to_the_byte(planned, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", file_type=2, kind="Q4_0")
+    found = planned(path, "--methods=Q4_0+pure,Q4_0")
+    assert found["Q4_0+pure"]["file_size"] == path.stat().st_size < found["Q4_0"]["file_size"]
+    assert found["Q4_0+pure"]["types"] == {"F32": 1, "Q4_0": 8}
+
+
 def test_the_table_says_by_how_much_the_name_misleads(ask) -> None:
     status, out, _ = ask("plan", "qwen2.5-0.5b", "--from=catalog")
     assert status == 0
@@ -178,6 +210,10 @@ def test_the_table_says_by_how_much_the_name_misleads(ask) -> None:
             "unknown variant 'imatrx' of Q4_0; did you mean 'imatrix'?",
         ),
         (["smollm2-135m", "--methods=F16+imatrix"], "F16 does not quantize, so it needs no"),
+        (
+            ["smollm2-135m", "--methods=BF16+pure"],
+            "BF16 has no pure variant: it does not quantize",
+        ),
         (["hf:org/none"], "its dimensions are not in the catalog, and no file of it is on this"),
         (["smollm2-135m", "--context=0"], "'0' is no number of tokens"),
         (["smollm2-135m", "--context=many"], "'many' is no number of tokens"),
@@ -249,6 +285,14 @@ def test_what_is_odd_is_told(ask, tmp_path: Path, made: dict, odd: str) -> None:
     assert status == 0
     assert odd in out
     assert "ODD: " in out
+
+
+def test_a_pure_file_has_the_types_of_its_method_too(ask, tmp_path: Path) -> None:
+    # In the mix the embedding, here most of the model, is the output and would be Q6_K.
+    path = write(tmp_path / "m.gguf", file_type=2, kind="Q4_0", vocabulary=4096)
+    assert "nothing odd was found" in ask("inspect", path)[1]
+    path = write(tmp_path / "other.gguf", file_type=2, kind="Q4_1", vocabulary=4096)
+    assert "it claims Q4_0, and 0% of its weights" in ask("inspect", path)[1]
 
 
 def test_the_header_alone_does_not_see_the_blocks(ask, tmp_path: Path) -> None:

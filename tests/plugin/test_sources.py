@@ -265,8 +265,13 @@ def test_every_model_of_the_catalog_is_described() -> None:
         assert model.family
         assert n_parameters(model.dimensions) == model.parameters
         for source in model.sources:
-            assert source.path is None
-            assert (source.install is None) == (source.package is None)
+            # A path only of what a checkout has beside the package, and the package that has it.
+            assert source.path is None or model.sources[0].package is not None
+            if source.repo is not None:
+                assert source.install is None
+            # What is in this package needs no other.
+            of_another = source.package not in {None, "pytest_ondevice"}
+            assert (source.install is not None) == of_another
 
 
 # -- candidates

@@ -62,6 +62,13 @@ ELSEWHERE = {
         ),
         "test_broken_laws.py::test_a_method_that_loses_more_than_its_bits_allow",
     ),
+    **dict.fromkeys(
+        ("capability.choice", "capability.cloze", "capability.exact", "capability.flips"),
+        "test_capability.py::test_damaged_scales_change_answers",
+    ),
+    "capability.reference": "test_capability.py::test_a_reference_that_guesses",
+    "capability.finite": "test_capability.py::test_answers_that_are_no_numbers",
+    "against.accuracy": "test_capability.py::test_worse_than_the_release_before",
     "budgets.kept": "test_verdicts.py::test_limits_of_a_users_own",
     "generations.greedy": "test_continuations.py::test_damaged_scales_change_the_text",
     **dict.fromkeys(
@@ -134,7 +141,8 @@ def judged(full_seed, release):
         "-k",
         # Of faults that a file's header or its memory shows, no logits are computed; and but for
         # the clean case no memory where logits show them.
-        "not speed and not laws and not (fidelity and (Q4_0 or Q4_1 or Q5_0 or Q5_K_M))"
+        "not speed and not laws and not capability"
+        " and not (fidelity and (Q4_0 or Q4_1 or Q5_0 or Q5_K_M))"
         " and not ((memory or decode) and not (Q2_K or Q5_K_M))",
         "--ondevice-budget=8",
         f"--ondevice-artifacts={release}",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import re
 import struct
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_ondevice import layout
+from pytest_ondevice import plan as plans
+from pytest_ondevice.formats.gguf import read_header
 from pytest_ondevice.layout import Slot
 from pytest_ondevice.mixes import ALIGNMENT, choose
 from pytest_ondevice.model.catalog import Dimensions
@@ -85,7 +90,13 @@ def write_without_weights(path: Path, shape: Dimensions, slots: tuple[Slot, ...]
 
 
 def plan(
-    slots: tuple[Slot, ...], method: str, shape: Dimensions, experts: int, imatrix: bool
+    slots: tuple[Slot, ...],
+    method: str,
+    shape: Dimensions,
+    experts: int,
+    *,
+    imatrix: bool,
+    pure: bool,
 ) -> tuple[list[tuple[str, str]], str]:
     """Plan names and types, or say why not."""
     try:
@@ -98,6 +109,7 @@ def plan(
             layers=shape.layers,
             experts=experts,
             imatrix=imatrix,
+            pure=pure,
         )
     except ValueError as error:
         return [], str(error)
@@ -105,7 +117,7 @@ def plan(
 
 
 @pytest.fixture(scope="module")
-def dry_run() -> Iterator[Callable[[Path, str, bool], tuple[bool, str]]]:
+def dry_run() -> Iterator[Callable[[Path, str, bool, bool], tuple[bool, str]]]:
     """Quantize nothing; return whether llama.cpp refused, and its log."""
     api = pytest.importorskip("llama_cpp.llama_cpp")
     from llama_cpp import _logger
@@ -115,9 +127,10 @@ def dry_run() -> Iterator[Callable[[Path, str, bool], tuple[bool, str]]]:
     api.llama_log_set(listen, ctypes.c_void_p(0))
     api.llama_backend_init()
 
-    def run(path: Path, method: str, imatrix: bool) -> tuple[bool, str]:
+    def run(path: Path, method: str, imatrix: bool, pure: bool) -> tuple[bool, str]:
         params = api.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.dry_run = FILE_TYPES[method].id, 1, True
+        params.pure = pure
         number = (ctypes.c_float * 1)(1.0)
         matrix = (api.llama_model_imatrix_data * 2)()  # the second one, all zeros, ends the list
         if imatrix:
@@ -136,7 +149,10 @@ def dry_run() -> Iterator[Callable[[Path, str, bool], tuple[bool, str]]]:
     ("name", "experts"), [*((name, 0) for name in SHAPES), ("qwen3-0.6b", 4), ("smollm2-135m", 8)]
 )
 def test_types_as_in_a_dry_run(
-    tmp_path: Path, dry_run: Callable[[Path, str, bool], tuple[bool, str]], name: str, experts: int
+    tmp_path: Path,
+    dry_run: Callable[[Path, str, bool, bool], tuple[bool, str]],
+    name: str,
+    experts: int,
 ) -> None:
     shape = dimensions(name)
     slots = layout.tensors(shape)
@@ -146,15 +162,78 @@ def test_types_as_in_a_dry_run(
     write_without_weights(path, shape, slots, experts)
     compared = 0
     for method in FILE_TYPES:
-        for imatrix in (False, True):
-            refused, log = dry_run(path, method, imatrix)
+        for imatrix, pure in itertools.product((False, True), repeat=2):
+            refused, log = dry_run(path, method, imatrix, pure)
             lacking = "will require an imatrix" in log
-            planned, problem = plan(slots, method, shape, experts, imatrix)
+            planned, problem = plan(slots, method, shape, experts, imatrix=imatrix, pure=pure)
             assert bool(problem) == (refused or (lacking and not imatrix)), f"{method}: {log}"
             if problem:
                 assert lacking == ("importance matrix" in problem)
                 continue
             theirs = [(one, (new or old).upper()) for one, old, new in LINE.findall(log)]
-            assert planned == theirs, method
+            assert planned == theirs, (method, imatrix, pure)
             compared += 1
-    assert compared > len(FILE_TYPES)
+    assert compared > 2 * len(FILE_TYPES)
+
+
+QUANTIZE = """
+import ctypes, os, sys
+from llama_cpp import llama_cpp as api
+
+source, target, file_type, *weighed = sys.argv[1:]
+entries = (api.llama_model_imatrix_data * (len(weighed) + 1))()
+kept = []
+for entry, (name, size) in zip(entries, (one.split("=") for one in weighed)):
+    kept.append((name.encode(), (ctypes.c_float * int(size))(*[1.0] * int(size))))
+    entry.name, entry.size = kept[-1][0], int(size)
+    entry.data = ctypes.cast(kept[-1][1], type(entry.data))
+params = api.llama_model_quantize_default_params()
+params.ftype, params.nthread, params.pure = int(file_type), 1, True
+if weighed:
+    params.imatrix = ctypes.cast(entries, type(params.imatrix))
+sys.exit(api.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)))
+"""
+"""What aborts must not abort the tests."""
+
+
+@pytest.mark.parametrize(
+    ("method", "tied"),
+    [
+        *(("Q2_K", True), ("Q2_K", False), ("Q4_0", False), ("Q6_K", True), ("IQ3_S", True)),
+        *(("IQ3_XXS+imatrix", True), ("IQ2_M+imatrix", False), ("IQ2_XS+imatrix", True)),
+        *(("IQ2_XXS+imatrix", True), ("IQ2_XXS+imatrix", False)),
+    ],
+)
+def test_types_as_in_a_pure_file(tmp_path: Path, method: str, tied: bool) -> None:
+    pytest.importorskip("llama_cpp.llama_cpp")
+    file_type, _, imatrix = method.partition("+")
+    shape = Dimensions(
+        architecture="llama",
+        layers=2,
+        hidden=256,
+        heads=4,
+        kv_heads=2,
+        head_size=64,
+        feed_forward=512,
+        vocabulary=64,
+        tied=tied,
+    )
+    slots = layout.tensors(shape)
+    source, target = tmp_path / "hollow.gguf", tmp_path / "pure.gguf"
+    write_without_weights(source, shape, slots, 0)
+    weighed = {}
+    if imatrix:
+        # As of an importance matrix: the layers, and beside it what llama.cpp would abort without.
+        weighed = {one.name: one.shape[0] for one in slots if one.name.startswith("blk.")}
+        weighed |= plans.weighed_evenly(read_header(source), file_type, pure=True)
+    arguments = [str(source), str(target), str(FILE_TYPES[file_type].id)]
+    arguments += [f"{name}={size}" for name, size in weighed.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", QUANTIZE, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = [(one.name, one.type) for one in read_header(target).tensors]
+    planned, problem = plan(slots, file_type, shape, 0, imatrix=bool(imatrix), pure=True)
+    assert not problem
+    assert made == planned
+    assert {kind for _, kind in made} == {"F32", FILE_TYPES[file_type].base}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +26,15 @@ from pytest_ondevice.model.artifact import TensorInfo
 from pytest_ondevice.model.catalog import Cell, Model, ModelSource
 from pytest_ondevice.model.device import Runtime
 from pytest_ondevice.model.ending import Ending, Kind
+from pytest_ondevice.model.measurement import digest_of
 from pytest_ondevice.model.quantity import QUANTITIES, Stage
 from pytest_ondevice.probe.fidelity import COLUMNS
 from pytest_ondevice.probe.protocol import Event
 from pytest_ondevice.probe.runner import Result
 from pytest_ondevice.references import GivenReference
+from pytest_ondevice.stats import Look
 from pytest_ondevice.storage.journal import Journal
+from pytest_ondevice.texts import texts
 
 MIB = 2**20
 lawful = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -629,6 +633,7 @@ class Worker:
         disturbed: Numbers of the speed processes that are disturbed, counted from 0.
         swaps: MiB that the next runs of the deployed stage lose to swapping.
         meter: What the energy stage yields.
+        knows: Whether an artifact, by its name, answers the question of an id right.
         jobs: The jobs themselves.
     """
 
@@ -639,6 +644,7 @@ class Worker:
         self.disturbed = set()
         self.swaps = []
         self.meter = JOULES
+        self.knows = lambda name, item: True
         self.jobs = []
         self.timed = itertools.count()
 
@@ -675,6 +681,13 @@ class Worker:
             answers["deployed"] = {**parts, "swapped": swapped * MIB}
         if job.energy is not None:
             answers["energy"] = self.meter
+        if job.tasks is not None:
+            said = [self.knows(name, item.id) for item in job.tasks.items]
+            logliks = [(-1.0 if right else -3.0, -2.0) for right in said]
+            answers["tasks"] = {
+                "answers": [{"logliks": one, "tokens": (1, 1)} for one in logliks],
+                "ids": [item.id for item in job.tasks.items],
+            }
         self.jobs.append(job)
         shown = [
             f"fidelity[{plan.first}:{plan.last or ''}]" if stage == "fidelity" else stage
@@ -1137,3 +1150,137 @@ def test_the_predecessors_windows_are_its_own(bench, worker):
         "m-Q4_0",
         "m-Q4_0 (before)",
     ]
+
+
+# Questions
+
+
+def questions(path, count, name="mine"):
+    """A set of one's own: the first of two choices is right."""
+    lines = [f'{{"tasks": 1, "name": "{name}"}}']
+    for number in range(count):
+        item = {"id": str(number), "form": "choice", "prompt": f"{name} {number}?", "right": [0]}
+        lines.append(json.dumps(item | {"options": [{"text": " a"}, {"text": " b"}]}))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture
+def quiz(bench, tmp_path):
+    """Make a bench of some cells that are asked so many questions, of which the first are few."""
+
+    def make(*cells, count=300, named=None, **chosen):
+        named = named or (questions(tmp_path / f"q{count}.jsonl", count),)
+        made = bench(*cells, declared=(Stage.TASKS,), tasks=named, **chosen)
+        value = options.Value(",".join(named), "--ondevice-tasks", "command line")
+        given_ = made.settings.given | {"tasks": value}
+        made.settings = options.replace(made.settings, given=given_)
+        return made
+
+    return make
+
+
+def test_only_as_many_questions_are_asked_as_a_look_needs(quiz, worker):
+    made = quiz(F16, Q4_0)
+    first, whole = made.looks(Q4_0, 0.05, Stage.TASKS)
+    assert (first, whole) == (Look(1, 0.025), Look(2, 0.025))
+    assert made.measure(Q4_0, "accuracy", first.windows).n == 200
+    assert worker.probes == ["m-Q4_0 validate tasks"]
+    found = made.measure(Q4_0, "accuracy", whole.windows)
+    # What was asked is not asked again.
+    assert worker.probes == ["m-Q4_0 validate tasks", "m-Q4_0 tasks"]
+    assert [len(job.tasks.items) for job in worker.jobs] == [200, 100]
+    assert (found.n, found.value) == (300, 1.0)
+    assert made.measure(Q4_0, "accuracy").samples == found.samples
+    # Few questions are one look, with all of the error.
+    assert quiz(F16, count=200).looks(F16, 0.05, Stage.TASKS) == (Look(1, 0.05),)
+
+
+def test_flips_are_asked_of_the_reference_as_far(quiz, worker):
+    worker.knows = lambda name, item: name == "m-F16" or item.endswith("0")
+    made = quiz(F16, Q4_0)
+    found = made.measure(Q4_0, "answer_flips", 1)
+    assert [len(job.tasks.items) for job in worker.jobs] == [200, 200]
+    assert {job.artifact for job in worker.jobs} == {"m-Q4_0", "m-F16"}
+    kept = sum(name.split("#")[0].endswith("0") for name in found.sample_ids)
+    assert (found.value, found.n) == (1 - kept / 200, 200)
+    assert f"{200 - kept} lost and 0 gained of 200" in found.detail
+    with pytest.raises(UnsupportedError, match="answers of the reference: no F16 of m"):
+        quiz(Q4_0, references=False).measure(Q4_0, "answer_flips")
+
+
+def test_the_report_pairs_what_both_were_asked(quiz, worker):
+    worker.knows = lambda name, item: name == "m-F16" or item.endswith("0")
+    made = quiz(F16, Q4_0)
+    assert made.tasks(Q4_0) == ()
+    made.measure(F16, "accuracy")
+    made.measure(Q4_0, "accuracy", 1)
+    (reference,), (quantized,) = made.tasks(F16), made.tasks(Q4_0)
+    assert (reference.n, reference.right, reference.lost) == (300, 300, None)
+    assert quantized.n == 200
+    assert (quantized.lost, quantized.gained) == (200 - quantized.right, 0)
+
+
+def test_a_form_that_is_not_there_is_unsupported(quiz):
+    with pytest.raises(UnsupportedError, match="items of the form cloze"):
+        quiz(F16).measure(F16, "cloze_accuracy")
+
+
+def test_answers_are_reused_by_whoever_asks_the_same(quiz, worker, tmp_path):
+    first = quiz(F16).measure(F16, "accuracy")
+    assert not first.reused
+    again = quiz(F16, run="another").measure(F16, "accuracy")
+    assert (again.reused, again.samples) == (True, first.samples)
+    asked_ = len(worker.jobs)
+    # Other questions of the same number are other questions.
+    other = questions(tmp_path / "other.jsonl", 300, "other")
+    assert not quiz(F16, named=(other,)).measure(F16, "accuracy").reused
+    assert len(worker.jobs) > asked_
+
+
+def test_a_cell_that_did_not_pass_is_asked_again(quiz, worker):
+    made = quiz(F16)
+    made.measure(F16, "accuracy")
+    made.void(F16, "accuracy")
+    before = len(worker.jobs)
+    quiz(F16, run="another").measure(F16, "accuracy")
+    assert len(worker.jobs) == before + 2
+
+
+def test_a_process_that_dies_of_the_questions_is_no_answer(quiz, worker):
+    worker.deaths = {"m-Q4_0": {"tasks"}}
+    made = quiz(F16, Q4_0)
+    with pytest.raises(StageFailedError, match="it died"):
+        made.measure(Q4_0, "accuracy")
+    assert made.measure(F16, "accuracy").value == 1.0
+
+
+def test_a_model_with_a_text_of_its_own_is_measured_on_it(bench, worker):
+    own = Cell(
+        model=Model(name="p", text="pocket", tasks=("pocket",), sources=MODEL.sources),
+        method="F16",
+        reference=True,
+    )
+    made = bench(F16, own)
+    made.references["p"] = own
+    for stage in (Stage.FIDELITY, Stage.DECODE):
+        theirs, common = (made.protocol(cell, stage) for cell in (own, F16))
+        assert theirs["text"] == texts(None, "pocket")[1]
+        assert common["text"] == texts(None)[1]
+        # And in nothing else: what is compared is compared by this.
+        assert {name for name in common if common[name] != theirs[name]} == {"text"}
+        assert digest_of(theirs) != digest_of(common)
+    assert [one.name for one in made.questions(own)] == ["pocket"]
+    assert [one.name for one in made.questions(F16)] == ["general"]
+    made.measure(own, "ln_ppl")
+    kinds = {text.kind for text in worker.jobs[-1].fidelity.texts}
+    assert kinds == {text.kind for text in texts(None, "pocket")[0]}
+
+
+def test_a_protocol_of_questions_is_the_same_for_every_set(quiz, tmp_path):
+    # Items are paired by their digests, so that a set may grow.
+    one = quiz(F16).protocol(F16, Stage.TASKS)
+    other = questions(tmp_path / "other.jsonl", 5, "other")
+    assert quiz(F16, named=(other,)).protocol(F16, Stage.TASKS) == one
+    assert {"stage", "lineage"} <= one.keys()
+    assert not {"items", "threads", "n_ctx"} & one.keys()

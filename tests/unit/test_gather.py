@@ -13,7 +13,7 @@ from pytest_ondevice.gather import Gatherer
 from pytest_ondevice.model.catalog import Cell, Model, Subject
 from pytest_ondevice.model.law import LawReport
 from pytest_ondevice.model.measurement import Measurement
-from pytest_ondevice.model.report import CheckResult, ItemReport
+from pytest_ondevice.model.report import CheckResult, ItemReport, TaskReport
 from pytest_ondevice.model.verdict import Verdict
 from pytest_ondevice.rules import Rules
 from pytest_ondevice.state import ITEM, PROPERTY, SUBJECT, ItemState, cells_of, report_items
@@ -104,6 +104,90 @@ def test_the_report_has_laws_and_of_each_cell_what_was_measured_for_them(state):
     # For people, JUnit XML has the subject where it has the cell.
     assert ("ondevice_cell", "m") in properties[0]
     assert all(name != PROPERTY for pairs in properties for name, _ in pairs)
+
+
+def task(right):
+    return TaskReport(
+        name="general",
+        digest="0" * 16,
+        normalisation="bytes",
+        n=20,
+        right=right,
+        accuracy=right / 20,
+        lower=0.0,
+        upper=1.0,
+        chance=0.25,
+        mass=None,
+        groups={},
+        lost=None,
+        gained=None,
+        mcnemar_p=None,
+        detectable=None,
+    )
+
+
+def test_the_report_has_what_was_answered_last(state):
+    # A later item may have asked further; one that asked nothing takes nothing away.
+    sent = [
+        ItemReport(cell="m-Q4_0", tasks=(task(5),)),
+        ItemReport(cell="m-F16", tasks=(task(9),)),
+        ItemReport(cell="m-Q4_0", tasks=(task(7),)),
+        ItemReport(cell="m-Q4_0"),
+    ]
+    report, _ = gathered(state, *sent)
+    assert [cell.tasks for cell in report.cells] == [(task(9),), (task(7),)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names", "items"),
+    [
+        ({}, "shipped", "all"),
+        (
+            {"tasks": ("general", "/home/me/mine.jsonl+bytes"), "items": 50},
+            "general,mine.jsonl+bytes",
+            "50",
+        ),
+    ],
+)
+def test_the_report_says_what_was_asked_without_paths(state, tmp_path, chosen, names, items):
+    state.settings = options.defaults(tmp_path, **chosen)
+    report, _ = gathered(state, ItemReport(cell="m-F16"))
+    assert (report.settings["tasks"], report.settings["items"]) == (names, items)
+
+
+class Quizzed:
+    """A bench that knows what one cell answered."""
+
+    system_info = ""
+
+    def made(self, cell):
+        return None if cell.before else SimpleNamespace(facts=lambda: None)
+
+    def protocols(self, cell, measured):
+        return {}
+
+    def tasks(self, cell):
+        return (task(7),)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "told"),
+    [("accuracy", True), ("answer_flips", True), ("unscored_answers", True), ("file_size", False)],
+)
+def test_an_item_that_asked_sends_the_answers(state, quantity, told):
+    state.bench = Quizzed()
+    item = SimpleNamespace(
+        nodeid="t.py::test[m-Q4_0]",
+        function=None,
+        callspec=SimpleNamespace(params={"ondevice_cell": CELLS[1]}),
+        stash={
+            ITEM: ItemState(
+                measured={quantity: Measurement(quantity=quantity, value=0.5, unit="1")}
+            )
+        },
+    )
+    (sent,) = report_items(item, state, None)
+    assert sent.tasks == ((task(7),) if told else ())
 
 
 def test_a_law_that_ran_again_is_there_once(state):

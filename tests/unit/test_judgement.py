@@ -16,6 +16,7 @@ from pytest_ondevice.model.change import Finding, overall
 from pytest_ondevice.model.measurement import Measurement
 from pytest_ondevice.model.quantity import QUANTITIES, Stage
 from pytest_ondevice.model.verdict import Verdict
+from pytest_ondevice.proportions import clopper_pearson, mcnemar
 from pytest_ondevice.stats import interval
 
 PASS, FAIL = Verdict.PASS, Verdict.FAIL
@@ -26,8 +27,8 @@ figures = st.floats(1e-4, 1e3)
 windows = st.lists(figures, min_size=2, max_size=12)
 
 
-def plain(value, unit="", **fields):
-    return Measurement(quantity="mine", value=value, unit=unit, **fields)
+def plain(value, unit="", *, quantity="mine", **fields):
+    return Measurement(quantity=quantity, value=value, unit=unit, **fields)
 
 
 def over_windows(values, *, quantity="mean_kld", unit="nats", ids=None):
@@ -585,6 +586,203 @@ def test_too_few_rounds_for_an_interval_are_inconclusive(count):
     assert race(DRIFT[:count] * wobble, DRIFT[:count]).verdict is INCONCLUSIVE
 
 
+# Shares of items that are answered right
+
+
+def marks(lost, gained, n=200):
+    """What was right then and what is now, of n items."""
+    kept = n - lost - gained
+    both = [1] * (kept // 2) + [0] * (kept - kept // 2)
+    then = [1] * lost + [0] * gained + both
+    now = [0] * lost + [1] * gained + both
+    return now, then
+
+
+def answered(values, *, quantity="accuracy", **fields):
+    return over_windows(values, quantity=quantity, unit="1", **fields)
+
+
+def weigh(now, then, *, alpha=0.05, quantity="accuracy", source=Source.BASELINE, **tolerance):
+    """Judge a share against what is on record of the same items."""
+    stored = answered(then, quantity=quantity)
+    bound = Bound(
+        source=source,
+        center=stored.value,
+        sample_ids=stored.sample_ids,
+        samples=stored.samples,
+        **({"higher_is_better": True} | tolerance),
+    )
+    return judge(answered(now, quantity=quantity), bound, alpha)
+
+
+@pytest.mark.parametrize("n", [2, 40, 200])
+@pytest.mark.parametrize("tolerance", [{}, {"absolute": 0.03}, {"higher_is_better": False}])
+def test_the_same_answers_pass_however_few(n, tolerance):
+    now, then = marks(0, 0, n)
+    judgement = weigh(now, then, **tolerance)
+    assert judgement.verdict is PASS
+    assert judgement.reason == f"the same {n} items as the baseline has"
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "verdict", "change", "words"),
+    [
+        (1, 1, PASS, "-0.018 to +0.018", "within the tolerance"),
+        (2, 0, PASS, "-0.030 to +0.003", "within the tolerance"),
+        (0, 20, PASS, "+0.070 to +0.140", "within the tolerance"),
+        (8, 6, INCONCLUSIVE, "-0.044 to +0.023", "too uncertain to tell it from the tolerance"),
+        (12, 4, INCONCLUSIVE, "-0.077 to -0.008", "too uncertain to tell it from the tolerance"),
+        (20, 2, FAIL, "-0.132 to -0.056", "beyond the tolerance"),
+        (30, 5, FAIL, "-0.175 to -0.080", "beyond the tolerance"),
+    ],
+)
+def test_answers_are_compared_item_by_item(lost, gained, verdict, change, words):
+    judgement = weigh(*marks(lost, gained), absolute=0.03)
+    assert judgement.verdict is verdict
+    p = f"{mcnemar(lost, gained):.2g}"
+    assert judgement.reason == (
+        f"{lost} lost and {gained} gained of 200 items against the baseline,"
+        f" exact McNemar p {p}, change {change}: {words}"
+    )
+
+
+def test_flips_decide_not_the_number_of_items_that_are_right():
+    # Both have lost two of a hundred on balance; only one of them says so.
+    assert weigh(*marks(4, 0), absolute=0.005).verdict is not PASS
+    few, many = weigh(*marks(12, 0), absolute=0.01), weigh(*marks(36, 24), absolute=0.01)
+    assert (few.verdict, many.verdict) == (FAIL, INCONCLUSIVE)
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.sampled_from([61, 100, 400]), st.booleans())
+@lawful
+def test_more_right_answers_never_fail(lost, gained, n, higher):
+    lost, gained = min(lost, gained), max(lost, gained)
+    now, then = marks(lost, gained, n) if higher else marks(gained, lost, n)
+    judgement = weigh(now, then, higher_is_better=higher)
+    assert judgement.verdict is not FAIL
+    assert weigh(now, then, higher_is_better=higher, absolute=1.0).verdict is PASS
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "verdict"),
+    [(0, 2, PASS), (30, 5, PASS), (8, 6, PASS), (6, 8, INCONCLUSIVE), (5, 30, FAIL)],
+)
+def test_of_flips_fewer_are_better(lost, gained, verdict):
+    now, then = marks(lost, gained)
+    judgement = weigh(now, then, quantity="answer_flips", higher_is_better=False, absolute=0.03)
+    assert judgement.verdict is verdict
+    assert judgement.reason.startswith(f"{gained} more and {lost} fewer of 200 items")
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "verdict"),
+    [
+        # The change lies between -0.077 and -0.008.
+        ({"absolute": 0.077}, PASS),
+        ({"absolute": 0.076}, INCONCLUSIVE),
+        ({"absolute": 0.008}, INCONCLUSIVE),
+        ({"absolute": 0.007}, FAIL),
+        ({}, FAIL),
+        # The largest of the three counts, not their sum; a share is one of what it was, 0.52.
+        ({"absolute": 0.04, "noise": 0.04}, INCONCLUSIVE),
+        ({"absolute": 0.001, "noise": 0.077}, PASS),
+        ({"absolute": 0.001, "relative": 0.149}, PASS),
+        ({"absolute": 0.001, "relative": 0.146}, INCONCLUSIVE),
+        ({"absolute": 0.04, "relative": 0.08}, INCONCLUSIVE),
+    ],
+)
+def test_the_largest_tolerance_of_a_share_rules(tolerance, verdict):
+    assert weigh(*marks(12, 4), **tolerance).verdict is verdict
+
+
+def test_less_alpha_is_more_careful_with_answers_too():
+    assert weigh(*marks(12, 4), absolute=0.007).verdict is FAIL
+    assert weigh(*marks(12, 4), absolute=0.007, alpha=0.01).verdict is INCONCLUSIVE
+    assert weigh(*marks(1, 1), absolute=0.02).verdict is PASS
+    assert weigh(*marks(1, 1), absolute=0.02, alpha=0.01).verdict is INCONCLUSIVE
+
+
+def test_answers_are_paired_by_their_items():
+    now, then = marks(30, 5)
+    order = np.random.default_rng(3).permutation(len(now))
+    shuffled = answered([now[place] for place in order], ids=[f"w:{place}" for place in order])
+    stored = answered(then)
+    bound = Bound(
+        source=Source.PREDECESSOR,
+        center=stored.value,
+        absolute=0.03,
+        sample_ids=stored.sample_ids,
+        samples=stored.samples,
+        higher_is_better=True,
+    )
+    told = "30 lost and 5 gained of 200 items against its predecessor"
+    assert judge(shuffled, bound).reason.startswith(told)
+
+
+@pytest.mark.parametrize(("common", "asked"), [(0, "none"), (1, "only one")])
+@pytest.mark.parametrize("value", [0, 1])
+def test_without_common_items_nothing_is_said(common, asked, value):
+    # Not even where all is right: other items are no proof of anything.
+    ids = [f"w:{place}" if place < common else f"new:{place}" for place in range(40)]
+    now = answered([value] * 40, ids=ids)
+    stored = answered([1] * 40)
+    bound = Bound(
+        source=Source.BASELINE,
+        center=1.0,
+        absolute=0.03,
+        sample_ids=stored.sample_ids,
+        samples=stored.samples,
+        higher_is_better=True,
+    )
+    judgement = judge(now, bound)
+    assert judgement.verdict is INCONCLUSIVE
+    assert judgement.reason == f"{asked} of the items on record was asked"
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "verdict", "words"),
+    [
+        (150, 200, PASS, "0.6945 to 0.7998, 200 items: within the bound"),
+        (110, 200, INCONCLUSIVE, "0.4894 to 0.6095, 200 items: on both sides of the bound"),
+        (90, 200, INCONCLUSIVE, "0.3905 to 0.5106, 200 items: on both sides of the bound"),
+        (80, 200, FAIL, "0.3419 to 0.4603, 200 items: below the bound"),
+        # All of them right, and yet too few.
+        (3, 3, INCONCLUSIVE, "0.3684 to 1, 3 items: on both sides of the bound"),
+        (1, 1, INCONCLUSIVE, "0.05 to 1, 1 item: on both sides of the bound"),
+        (5, 5, PASS, "0.5493 to 1, 5 items: within the bound"),
+        (0, 5, FAIL, "0 to 0.4507, 5 items: below the bound"),
+        (0, 1, INCONCLUSIVE, "0 to 0.95, 1 item: on both sides of the bound"),
+    ],
+)
+def test_a_budget_of_a_share_is_held_by_its_exact_interval(right, n, verdict, words):
+    measured = answered([1] * right + [0] * (n - right))
+    judgement = judge(measured, budget(lower=0.5))
+    assert (judgement.verdict, judgement.reason) == (verdict, words)
+    # Mirrored, as flips are held by a largest number.
+    flips = answered([0] * right + [1] * (n - right), quantity="answer_flips")
+    assert judge(flips, budget(upper=0.5)).verdict is verdict
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.005])
+def test_the_interval_of_a_share_has_the_error_of_its_look(alpha):
+    low, high = clopper_pearson(120, 200, alpha, sides=1)
+    measured, room = answered([1] * 120 + [0] * 80), 1e-6
+
+    def verdict(**ends):
+        return judge(measured, budget(**ends), alpha).verdict
+
+    assert verdict(lower=low - room, upper=high + room) is PASS
+    assert verdict(lower=low + room) is verdict(upper=high - room) is INCONCLUSIVE
+    assert verdict(lower=high - room) is verdict(upper=low + room) is INCONCLUSIVE
+    assert verdict(lower=high + room) is verdict(upper=low - room) is FAIL
+
+
+def test_a_count_of_answers_is_exact():
+    # What has no samples is judged by its value, though it is of the same stage.
+    assert judge(plain(0.0, quantity="unscored_answers"), budget(upper=0.0)).verdict is PASS
+    assert judge(plain(1.0, quantity="unscored_answers"), budget(upper=0.0)).verdict is FAIL
+
+
 # What became of the predecessor
 
 
@@ -693,6 +891,52 @@ def test_what_is_not_finite_never_became_better(now, then):
         assert made.finding is Finding.WORSE
     else:
         assert made.finding not in {Finding.BETTER, Finding.IDENTICAL}
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "finding"),
+    [
+        (0, 0, Finding.IDENTICAL),
+        (1, 1, Finding.NO_WORSE),
+        (2, 0, Finding.NO_WORSE),
+        # More are right, but chance alone would do that in one of four cases.
+        (0, 3, Finding.NO_WORSE),
+        (0, 20, Finding.BETTER),
+        (30, 5, Finding.WORSE),
+        (8, 6, Finding.UNDECIDED),
+    ],
+)
+def test_what_a_share_became(lost, gained, finding):
+    now, then = marks(lost, gained)
+    change = become(now, then, quantity="accuracy", absolute=0.03, higher_is_better=True)
+    assert change.finding is finding
+    assert (change.quantity, change.unit, change.n) == ("accuracy", "1", 200)
+    assert (change.before, change.after) == (sum(then) / 200, sum(now) / 200)
+    # A difference of shares, not a share of the share.
+    assert not change.relative
+    assert change.change == pytest.approx((gained - lost) / 200)
+    moves = np.subtract(now, then)
+    assert change.error == pytest.approx(moves.std() / math.sqrt(200))
+    told = "the same 200 items as" if finding is Finding.IDENTICAL else f"{lost} lost and {gained}"
+    assert change.evidence.startswith(told)
+    assert "its predecessor" in change.evidence
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "finding"),
+    [(30, 5, Finding.BETTER), (5, 30, Finding.WORSE), (3, 0, Finding.NO_WORSE)],
+)
+def test_what_flips_became(lost, gained, finding):
+    now, then = marks(lost, gained)
+    assert become(now, then, quantity="answer_flips", absolute=0.03).finding is finding
+
+
+def test_better_answers_are_called_so_at_both_ends_error_only():
+    more = {"quantity": "accuracy", "absolute": 0.03, "higher_is_better": True}
+    now, then = marks(0, 5)
+    assert mcnemar(0, 5) == 0.0625
+    assert become(now, then, **more).finding is Finding.BETTER
+    assert become(now, then, alpha=0.03, **more).finding is Finding.NO_WORSE
 
 
 def test_a_look_with_less_alpha_is_more_careful():

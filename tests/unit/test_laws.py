@@ -551,12 +551,24 @@ def test_weights_that_count_more_or_less_than_once_fail(factor):
     assert report.slope == pytest.approx(factor)
 
 
-def test_a_slope_that_noise_explains_is_inconclusive():
-    rows = [
-        row(f"Q4_{place}", weight_bytes=size * MIB, peak_memory=(size + 40 + away) * MIB)
-        for place, (size, away) in enumerate(((85, 0), (86, 0.5), (87, -0.5), (88, 0.6)))
+def small(*overs: float) -> list[Row]:
+    """Cells whose weights differ by too little for a slope."""
+    return [
+        row(f"Q4_{place}", weight_bytes=(85 + place) * MIB, peak_memory=(85 + place + over) * MIB)
+        for place, over in enumerate(overs)
     ]
-    assert laws.memory("m", rows).verdict is INCONCLUSIVE
+
+
+def test_weights_that_differ_by_little_show_no_slope():
+    held = laws.memory("m", small(40, 40.5, 39.5, 40.6))
+    assert (held.verdict, held.slope) == (PASS, None)
+    assert "weights that differ by 3.00 MiB show no slope" in held.message
+
+
+def test_a_leak_is_named_where_there_is_no_slope():
+    held = laws.memory("m", small(40, 40.5, 46, 40.1))
+    assert held.verdict is FAIL
+    assert any(one.startswith("m-Q4_2 takes +5.70 MiB") for one in held.anomalies)
 
 
 def test_r2_binds_where_residuals_do_not():

@@ -33,6 +33,9 @@ Llama-3.1-8B  llama   32  4096  32   8  128  14336  128256  untied   8030261248
 Gemma-3-270M  gemma3  18   640   4   1  256   2048  262144  tied      268098176
 Gemma-3-1B    gemma3  26  1152   4   1  256   6912  262144  tied      999885952
 Gemma-3-4B    gemma3  34  2560   8   4  256  10240  262208  tied     3880263168
+Pocket-S      llama    2   256   4   2   64    512     960  tied        1426688
+Pocket-M      llama    6   256   4   2   64    768     960  tied        4967680
+Pocket-L      llama    5   512   8   2   64   1024     960  untied     12129792
 """
 
 

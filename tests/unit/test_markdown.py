@@ -27,6 +27,7 @@ from pytest_ondevice.model.report import (
     CellReport,
     CheckResult,
     Report,
+    TaskReport,
     TypeShare,
 )
 from pytest_ondevice.model.verdict import Verdict
@@ -353,6 +354,56 @@ Measured on A, llama.cpp 1, pytest-ondevice 0, 2026-09-01T00:00:00+00:00
     )
 
 
+def task(name="general", **fields):
+    return TaskReport(
+        **{
+            "name": name,
+            "digest": "0" * 16,
+            "normalisation": "bytes",
+            "n": 438,
+            "right": 119,
+            "accuracy": 119 / 438,
+            "lower": 0.2321,
+            "upper": 0.3153,
+            "chance": 0.25,
+            "mass": None,
+            "groups": {},
+            "lost": None,
+            "gained": None,
+            "mcnemar_p": None,
+            "detectable": None,
+        }
+        | fields
+    )
+
+
+def test_a_summary_lists_what_was_answered():
+    flipped = {"lost": 31, "gained": 9, "mcnemar_p": 0.000682, "detectable": None}
+    reference = msgspec.structs.replace(cell("m-F16"), tasks=(task(), task("mine", right=0)))
+    quantized = msgspec.structs.replace(cell("m-Q4_0"), tasks=(task(right=97, **flipped),))
+    text = markdown.summary(reported(reference, quantized, cell("m-Q8_0")))
+    assert (
+        """
+**Questions**
+
+- `m-F16`, general: 119 of 438 right (0.232 to 0.315)
+- `m-F16`, mine: 0 of 438 right (0.232 to 0.315)
+- `m-Q4_0`, general: 97 of 438 right (0.232 to 0.315), 31 lost and 9 gained, p 0.00068
+"""
+        in text
+    )
+
+
+def test_a_summary_without_questions_has_no_list_of_them():
+    assert "Questions" not in markdown.summary(reported(cell()))
+
+
+def test_no_flips_are_told_too():
+    same = task(lost=0, gained=0, mcnemar_p=1.0)
+    made = reported(msgspec.structs.replace(cell(), tasks=(same,)))
+    assert ", 0 lost and 0 gained, p 1\n" in markdown.summary(made)
+
+
 def test_figures_beyond_all_measure_stay_short():
     wild = cell(mean_kld=(1e300, 1e300), ln_ppl_ratio=(800.0, None), peak_memory=(None, None))
     (line,) = (line for line in markdown.summary(reported(wild)).split("\n") if "Q4_0" in line)
@@ -432,7 +483,8 @@ def test_a_hostile_report_is_tame(text):
     law = LawReport(
         law=text, subject=text, verdict=Verdict.FAIL, message=text, anomalies=(text, text)
     )
-    made = reported(cell(text), checks=checks, notes=[text], laws=[law])
+    quizzed = msgspec.structs.replace(cell(text), tasks=(task(text),))
+    made = reported(quizzed, checks=checks, notes=[text], laws=[law])
     made = msgspec.structs.replace(
         made,
         generator=text,

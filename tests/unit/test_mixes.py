@@ -428,6 +428,65 @@ def test_pure() -> None:
         types(table(8), "IQ3_XXS", pure=True, imatrix=False)
 
 
+# Of files that ``llama_model_quantize`` made with ``pure`` (llama-cpp-python 0.3.36): the type of
+# rows that are whole blocks of 256, tied or not, and the type of SmolLM2-135M's rows of 576. With
+# an importance matrix where it says so.
+PURE = """
+Q8_0     Q8_0     Q8_0
+Q6_K     Q6_K     Q8_0
+Q5_K_S   Q5_K     Q5_1
+Q4_K_S   Q4_K     Q5_0
+Q4_0     Q4_0     Q4_0
+IQ4_NL   IQ4_NL   IQ4_NL
+IQ4_XS   IQ4_XS   IQ4_NL
+Q3_K_S   Q3_K     Q4_0
+IQ3_S    IQ3_S    IQ4_NL
+IQ3_XXS  IQ3_XXS  IQ4_NL   imatrix
+Q2_K     Q2_K     Q4_0
+Q2_K_S   Q2_K     Q4_0     imatrix
+IQ2_M    IQ2_S    IQ4_NL   imatrix
+IQ2_S    IQ2_XS   IQ4_NL   imatrix
+IQ2_XS   IQ2_XS   IQ4_NL   imatrix
+IQ2_XXS  IQ2_XXS  IQ4_NL   imatrix
+"""
+
+
+@pytest.mark.parametrize("row", [line.split() for line in PURE.strip().split("\n")])
+def test_pure_types_as_in_files_of_llama_cpp(row: list[str]) -> None:
+    method, whole, odd, *weighed = row
+    for tied in (False, True):
+        found = types(table(24, tied=tied), method, pure=True, imatrix=bool(weighed), heads=8)
+        assert {kind for name, kind in found.items() if "norm" not in name} == {whole}
+    # The feed-forward's inner state of SmolLM2 is 1536, six blocks of 256.
+    planned = plan(MODELS["SmolLM2-135M"], method, pure=True, imatrix=bool(weighed))
+    for one in planned:
+        if "norm" not in one.name:
+            assert one.type == (whole if "ffn_down" in one.name else odd)
+    if weighed:
+        with pytest.raises(ValueError, match=f"^{method} needs an importance matrix: blk"):
+            plan(MODELS["SmolLM2-135M"], method, pure=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("method", [name for name in FILE_TYPES if name != "NVFP4"])
+def test_what_no_importance_matrix_covers(method: str, tied: bool) -> None:
+    def unweighed(pure: bool, *more: Slot) -> list[str]:
+        slots = table(8, *more, tied=tied)
+        options = {"architecture": "llama", "heads": 4, "kv_heads": 1, "layers": 8}
+        planned = choose(slots, method, pure=pure, imatrix=True, **options)
+        return [one.name for one in mixes.unweighed(planned)]
+
+    # A mix never gives the ends of a model what is made with importances only.
+    assert unweighed(pure=False) == []
+    ends = ["token_embd.weight"] if tied else ["output.weight", "token_embd.weight"]
+    needed = FILE_TYPES[method].base in {"IQ1_S", "IQ2_XXS", "IQ2_XS"}
+    assert sorted(unweighed(pure=True)) == (ends if needed else [])
+    # Rows that are no whole blocks get another type.
+    odd = [Slot(name, (288, 100)) for name in ends]
+    if method != "Q1_0":
+        assert unweighed(True, *odd) == []
+
+
 @pytest.mark.parametrize(
     ("method", "architecture", "problem"),
     [

@@ -22,6 +22,7 @@ from pytest_ondevice.price import (
     price,
 )
 from pytest_ondevice.storage.costs import Costs
+from pytest_ondevice.tasks import sets_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,6 +182,14 @@ class Options(Settings):
     windows = 16
     rounds = 3
     threads = 2
+    tasks = ()
+    items = None
+
+
+class Few(Options):
+    """A run that asks few questions."""
+
+    items = 10
 
 
 def quoted(costs: Costs, cache: Path, *methods: str) -> Price:
@@ -205,6 +214,17 @@ def test_weights_that_are_run_in_several_ways_are_made_and_kept_once(
     assert alone.seconds - plain.seconds < made
     # Other weights are another file.
     assert quoted(costs, tmp_path, "F16", "Q4_0", "Q4_0+imatrix").disk > 1.9 * plain.disk
+
+
+def test_questions_take_their_time(costs: Costs, tmp_path: Path) -> None:
+    cells = [Cell(model=catalog()["qwen2.5-14b"], method="Q4_0")]
+    whole, few = (toll.quote(kind(tmp_path), cells, costs) for kind in (Options, Few))
+    assert whole is not None
+    assert few is not None
+    (asked,) = sets_of(cells[0].model, Options(tmp_path))
+    # Each takes about as long as 40 tokens do: two operations per weight and token.
+    each = (whole.seconds - few.seconds) / (len(asked.items) - 10)
+    assert each == pytest.approx(14.77e9 * 2 * 40 / (25e9 * 2), rel=0.01)
 
 
 def test_the_source_with_another_cache_is_not_made(costs: Costs, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from pytest_ondevice.model.report import (
     ArtifactFacts,
     CellReport,
     CheckResult,
+    GroupReport,
     ItemReport,
     Report,
+    TaskReport,
     TypeShare,
 )
 from pytest_ondevice.model.verdict import Verdict
@@ -140,6 +142,26 @@ LAW = LawReport(
     crossover=3.5,
     figures={"room": 8.0},
 )
+TASKS = TaskReport(
+    name="general",
+    digest="e" * 16,
+    normalisation="bytes",
+    n=4,
+    right=3,
+    accuracy=0.75,
+    lower=0.3006,
+    upper=0.9544,
+    chance=0.25,
+    mass=5e-324,
+    groups={"knowledge ☃": GroupReport(n=4, right=3, lower=0.3006, upper=0.9544)},
+    lost=1,
+    gained=0,
+    mcnemar_p=1.0,
+    detectable=0.9,
+)
+UNPAIRED = msgspec.structs.replace(
+    TASKS, mass=None, groups={}, lost=None, gained=None, mcnemar_p=None, detectable=None
+)
 FULL = Report(
     schema_version=SCHEMA_VERSION,
     generator="pytest-ondevice 0.1.0",
@@ -170,6 +192,7 @@ FULL = Report(
             predecessor=FACTS,
             finding=Finding.UNDECIDED,
             logits={"asimd+asimddp": ("0" * 16, "1" * 16), "unknown": ()},
+            tasks=(TASKS, UNPAIRED),
         ),
         CellReport(
             id="m-F16",
@@ -224,6 +247,8 @@ def test_the_example_has_a_value_in_every_field():
         "CheckResult",
         "Change",
         "Bound",
+        "TaskReport",
+        "GroupReport",
         "LawReport",
         "LawPoint",
     }
@@ -249,6 +274,7 @@ def test_an_items_report_is_read_as_it_was_sent():
         protocols=FULL.protocols,
         logits=FULL.cells[0].logits,
         predecessor=FACTS,
+        tasks=FULL.cells[0].tasks,
         system_info="AVX2 = 1",
         laws=FULL.laws,
     )
@@ -287,6 +313,7 @@ def test_the_report_is_for_people_too():
         "predecessor": None,
         "finding": None,
         "logits": {},
+        "tasks": [],
     }
 
 
@@ -300,6 +327,14 @@ def test_a_report_of_before_there_were_laws_is_read():
     earlier = strictly(encode(FULL))
     del earlier["laws"]
     assert decode(json.dumps(earlier)) == msgspec.structs.replace(FULL, laws=())
+
+
+def test_a_report_of_before_there_were_questions_is_read():
+    earlier = strictly(encode(FULL))
+    for cell in earlier["cells"]:
+        del cell["tasks"]
+    cells = (msgspec.structs.replace(FULL.cells[0], tasks=()), FULL.cells[1])
+    assert decode(json.dumps(earlier)) == msgspec.structs.replace(FULL, cells=cells)
 
 
 @pytest.mark.parametrize(

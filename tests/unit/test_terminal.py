@@ -19,10 +19,12 @@ from pytest_ondevice.model.report import (
     CellReport,
     CheckResult,
     Report,
+    TaskReport,
     TypeShare,
 )
 from pytest_ondevice.model.verdict import Verdict
 from pytest_ondevice.render.terminal import (
+    answers,
     footnotes,
     relations,
     resources,
@@ -537,6 +539,93 @@ def test_what_running_takes_fits_into_100_columns():
     assert [line for line in resources(report(*cells)) if len(line) > 100] == []
 
 
+# Questions
+
+
+def task(name="general", right=119, n=438, **fields):
+    return TaskReport(
+        **{
+            "name": name,
+            "digest": "0" * 16,
+            "normalisation": "bytes",
+            "n": n,
+            "right": right,
+            "accuracy": right / n,
+            "lower": 0.2321,
+            "upper": 0.3153,
+            "chance": 0.25,
+            "mass": None,
+            "groups": {},
+            "lost": None,
+            "gained": None,
+            "mcnemar_p": None,
+            "detectable": None,
+        }
+        | fields
+    )
+
+
+FLIPPED = {"lost": 31, "gained": 9, "mcnemar_p": 0.000682, "detectable": 0.0421}
+
+
+def quizzed(name, *tasks, model="m", method="Q4_K_M"):
+    return msgspec.structs.replace(cell(name), model=model, method=method, tasks=tasks)
+
+
+def test_what_was_answered_is_a_table_of_its_own():
+    cells = [
+        quizzed("m-F16", task(), task("mine", 7, 8), method="F16"),
+        quizzed("m-Q4_K_M", task(right=97, **FLIPPED), task("mine", 8, 8, **FLIPPED)),
+        cell("m-Q8_0"),
+    ]
+    assert answers(report(*cells)) == [
+        "",
+        "questions  set      right   of  accuracy         95 %  lost  gained        p   sees",
+        "F16        general    119  438     0.272  0.232-0.315     -       -        -      -",
+        "F16        mine         7    8     0.875  0.232-0.315     -       -        -      -",
+        "Q4_K_M     general     97  438     0.221  0.232-0.315    31       9  0.00068  0.042",
+        "Q4_K_M     mine         8    8     1.000  0.232-0.315    31       9  0.00068  0.042",
+    ]
+
+
+def test_flips_that_would_show_nothing_are_told_all_the_same():
+    found = task(**(FLIPPED | {"lost": 0, "gained": 0, "mcnemar_p": 1.0, "detectable": None}))
+    row = answers(report(quizzed("m-Q4_K_M", found)))[-1]
+    assert columns(row)[-4:] == ["0", "0", "1", "-"]
+
+
+def test_where_nothing_was_asked_there_is_no_table_of_it():
+    assert answers(report(cell(), cell("m-Q8_0"))) == []
+
+
+def test_answers_of_several_models_are_told_by_their_cells():
+    cells = [quizzed("a-Q4_0", task(), model="a"), quizzed("b-Q4_0", task(), model="b")]
+    assert [columns(line)[0] for line in answers(report(*cells))[2:]] == ["a-Q4_0", "b-Q4_0"]
+
+
+@pytest.mark.parametrize("length", [3, 40, 200])
+def test_answers_fit_into_100_columns(length):
+    wide = {"lost": 99_999, "gained": 99_999, "mcnemar_p": 1.2e-308, "detectable": 0.001}
+    cells = [
+        quizzed("qwen2.5-0.5b-Q4_K_M+imatrix+kv-q8_0", task("x" * length), model="a"),
+        quizzed("b" * 60, task("general", 500_000, 1_000_000, **wide), model="b"),
+    ]
+    lines = answers(report(*cells))
+    assert max(map(len, lines)) <= 100
+    # A name that is cut is marked so, and still tells something.
+    assert lines[2].startswith("qwen2.5-0.5b-")
+    assert lines[3].split("  ")[0].endswith("…")
+    assert columns(lines[2])[1].endswith("…" if length > 8 else "x")
+
+
+def test_names_of_cells_and_sets_are_whole_where_there_is_room():
+    name = "qwen2.5-0.5b-Q4_K_M+kv-q8"
+    cells = [quizzed(name, task(**FLIPPED), model="a"), quizzed("b-Q4_0", task(), model="b")]
+    lines = answers(report(*cells))
+    assert columns(lines[2])[:2] == [name, "general"]
+    assert max(map(len, lines)) <= 100
+
+
 # Laws
 
 
@@ -708,6 +797,7 @@ def test_the_summary_is_table_footnotes_notes_and_lines_in_this_order():
     reporter = Reporter()
     cells = [cell(f"m-{i}", verdict, **FULL) for i, verdict in enumerate([*Verdict, None])]
     cells.append(cell("m-8", **RUNNING))
+    cells.append(quizzed("m-9", task()))
     checks = [changed("m-0", "against.size", 0.01)]
     made = report(*cells, checks=checks, notes=["a note"], complete=False, laws=[law()])
     summarise(reporter, made, ["report: report.json"])
@@ -715,6 +805,7 @@ def test_the_summary_is_table_footnotes_notes_and_lines_in_this_order():
         "== on-device gate",
         *table(made),
         *succession(made),
+        *answers(made),
         *resources(made),
         *relations(made),
         *footnotes(made),

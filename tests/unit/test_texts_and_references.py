@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from pytest_ondevice.model.ending import Ending, Kind
 from pytest_ondevice.probe.protocol import N_CTX, Execution
 from pytest_ondevice.probe.reference import Head, Writer, moving
 from pytest_ondevice.probe.runner import Result
-from pytest_ondevice.texts import calibration_texts, check, texts
+from pytest_ondevice.texts import calibration_texts, check, ships, texts
 
 # The text
 
@@ -84,6 +85,40 @@ def test_the_calibration_text_that_ships_is_another_one():
     assert not {text.path for text in found} & {text.path for text in texts(None)[0]}
     assert digest != texts(None)[1]
     assert len(digest) == 16
+
+
+def test_a_model_may_have_a_text_of_its_own(tmp_path):
+    own, common = texts(None, "pocket"), texts(None)
+    assert own[1] != common[1]
+    assert texts(None, "v1") == common
+    assert {text.kind for text in own[0]} == {
+        text.kind for text in calibration_texts(None, "pocket")[0]
+    }
+    assert calibration_texts(None, "pocket")[1] != own[1]
+    # What the user gives goes before it.
+    path = tmp_path / "own.txt"
+    path.write_text("mine", "utf-8")
+    assert texts(path, "pocket") == texts(path)
+    assert calibration_texts(path, "pocket") == calibration_texts(path)
+
+
+def test_texts_ship_with_a_calibration_text_of_the_same_name():
+    # Else a model of the catalog could be judged, and not be weighed.
+    data = resources.files("pytest_ondevice") / "data"
+    names = {
+        what: {one.name for one in (data / what).iterdir()} for what in ("text", "calibration")
+    }
+    assert names["text"] == names["calibration"] == {"v1", "pocket"}
+    for name in names["text"]:
+        assert ships(name)
+        for found, _ in (texts(None, name), calibration_texts(None, name)):
+            assert found
+            assert all(Path(text.path).read_text("utf-8").strip() for text in found)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "v2", "V1", "v1/", "../text/v1", "v1/german.txt"])
+def test_what_is_no_name_of_a_text_does_not_ship(name):
+    assert not ships(name)
 
 
 def test_a_calibration_text_of_ones_own_is_one_kind(tmp_path):
@@ -224,6 +259,16 @@ def test_where_the_layers_were_and_how_many_threads_makes_no_difference(tmp_path
     path = written(tmp_path / "m.npz", execution=moving(Execution(gpu_layers=99, threads=9)))
     assert list(given(path)) == ["m"]
     assert list(given(path, gpu_layers=5, threads=1)) == ["m"]
+
+
+def test_a_file_of_the_models_own_text_fits(tmp_path):
+    own = Model(name="m", text="pocket", sources=MODEL.sources)
+    theirs = written(tmp_path / "own.npz", text=texts(None, "pocket")[1])
+    common = written(tmp_path / "common.npz")
+    assert given(theirs, own)["m"].path == theirs
+    assert given(common)["m"].path == common
+    for path, model in ((theirs, MODEL), (common, own)):
+        assert "it was made on another evaluation text" in refused(path, model)
 
 
 def test_a_file_of_the_text_that_was_given_fits(tmp_path):

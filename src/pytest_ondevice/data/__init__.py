@@ -1,1 +1,1 @@
-"""Data that ships: the catalog of models and the evaluation text. No code lives here."""
+"""Data that ships: the catalog, a small model, texts and questions. No code lives here."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..model.law import LawReport, Row
+    from .rows import Taken
 
 MEMORY_SLOPE = (0.98, 1.03)
 """Bytes of peak memory per byte of weights."""
@@ -25,6 +26,9 @@ MEMORY_SHARE, MEMORY_LEAST = 0.01, MIB
 """Largest residual of peak memory: a share of the smallest weights, but at least so much."""
 
 MEMORY_R2 = 0.999
+
+MEMORY_RANGE = 20
+"""Weights that differ by fewer times the largest residual show no slope: it is taken to be 1."""
 
 SIZE_SLOPE = 0.005
 SIZE_SHARE, SIZE_LEAST = 0.001, 64 * KIB
@@ -50,6 +54,8 @@ def memory(subject: str, rows: Sequence[Row]) -> LawReport:
         return too_few(taken, "3 cells of different weight_bytes")
     xs, ys = columns(taken.rows, "weight_bytes", "peak_memory")
     tolerance = max(MEMORY_SHARE * min(xs), MEMORY_LEAST)
+    if max(xs) - min(xs) < MEMORY_RANGE * tolerance:
+        return _memory_of_small(taken, tolerance)
     off, told = off_the_line(xs, ys, tolerance, MEMORY_SLOPE)
     kept = [i for i in range(len(xs)) if i not in off]
     # More than two on it, or all of them where the cells off it cannot be told.
@@ -100,6 +106,31 @@ def memory(subject: str, rows: Sequence[Row]) -> LawReport:
             "kept_slope": line.slope,
             "kept_intercept": line.intercept,
         },
+    )
+
+
+def _memory_of_small(taken: Taken, tolerance: float) -> LawReport:
+    """Hold that peak memory is the bytes of the weights plus the same of every cell."""
+    xs, ys = columns(taken.rows, "weight_bytes", "peak_memory")
+    over = [y - x for x, y in zip(xs, ys, strict=True)]
+    usual = median(over)
+    found = Findings()
+    found.fails += [
+        f"{row.cell} takes {in_mib(one - usual, '+')} beside its weights against the other cells,"
+        f" {in_mib(tolerance)} are allowed"
+        for row, one in zip(taken.rows, over, strict=True)
+        if abs(one - usual) > tolerance
+    ]
+    largest = max(abs(one - usual) for one in over)
+    return finish(
+        taken,
+        found,
+        f"peak memory = weight bytes + {in_mib(usual)} over {len(xs)} cells, equal within"
+        f" {in_mib(largest)} of {in_mib(tolerance)}; weights that differ by"
+        f" {in_mib(max(xs) - min(xs))} show no slope",
+        axes=("weight_bytes", "B", "peak_memory", "B"),
+        points=points_of(taken.rows, xs, "peak_memory", fitted=[x + usual for x in xs]),
+        figures={"tolerance": tolerance, "largest_residual": largest},
     )
 
 

@@ -102,6 +102,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         gated: The publisher gives the original to those who accept the licence on its page.
         dimensions: Its shape, None if unknown: what it will take is then guessed from its files.
         aliases: Other beginnings of file names that mean this model.
+        text: The evaluation and calibration text that ships for it; the common one without.
+        tasks: The sets of questions that ship for it; the common one without.
         sources: Where its weights may be, tried in order.
     """
 
@@ -112,6 +114,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gated: bool = False
     dimensions: Dimensions | None = None
     aliases: tuple[str, ...] = ()
+    text: str = ""
+    tasks: tuple[str, ...] = ()
     sources: tuple[ModelSource, ...] = ()
 
 

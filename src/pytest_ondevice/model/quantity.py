@@ -19,6 +19,7 @@ class Stage(StrEnum):
     VALIDATE = "validate"
     FIDELITY = "fidelity"
     DECODE = "decode"
+    TASKS = "tasks"
     SPEED = "speed"
     MEMORY = "memory"
     RESERVE = "reserve"
@@ -27,7 +28,15 @@ class Stage(StrEnum):
 
 
 DETERMINISTIC = frozenset(
-    {Stage.HEADER, Stage.QUANTIZE, Stage.VALIDATE, Stage.RESERVE, Stage.FIDELITY, Stage.DECODE}
+    {
+        Stage.HEADER,
+        Stage.QUANTIZE,
+        Stage.VALIDATE,
+        Stage.RESERVE,
+        Stage.FIDELITY,
+        Stage.DECODE,
+        Stage.TASKS,
+    }
 )
 """Stages whose results later sessions may reuse. Speed, memory and energy belong to one run."""
 
@@ -257,6 +266,31 @@ QUANTITIES = _table(
         "nats",
         Stage.DECODE,
         "mean KLD of a window's distributions fed token by token from the same window prefilled",
+    ),
+    Quantity("accuracy", "1", Stage.TASKS, "share of all items that are answered right"),
+    *(
+        Quantity(name, "1", Stage.TASKS, f"share of {words} that are answered right", "capability")
+        for name, words in (
+            ("choice_accuracy", "items with choices"),
+            ("cloze_accuracy", "texts to complete"),
+            ("exact_accuracy", "items with a generated answer"),
+        )
+    ),
+    Quantity(
+        "answer_flips",
+        "1",
+        Stage.TASKS,
+        "share of items right under the reference and wrong here, or the other way round",
+        "capability",
+    ),
+    Quantity(
+        "guess_probability",
+        "1",
+        Stage.TASKS,
+        "probability that guessing would answer as many items right",
+    ),
+    Quantity(
+        "unscored_answers", "1", Stage.TASKS, "number of answers with a NaN or infinite logit"
     ),
     Quantity("load_time", "s", Stage.SPEED, "loading the artifact as shipped, file in page cache"),
     Quantity(

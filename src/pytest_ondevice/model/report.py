@@ -93,6 +93,54 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     node: str = ""
 
 
+class GroupReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of question of a set: how many, how many right, and Wilson's 95 % interval."""
+
+    n: int
+    right: int
+    lower: float
+    upper: float
+
+
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cell answered to a set of questions.
+
+    Attributes:
+        name: The set.
+        digest: Digest of the items that were asked, in their order.
+        normalisation: What log-likelihoods of choices were divided by: none, bytes or tokens.
+        n: Items asked.
+        right: Items answered right.
+        accuracy: Their share.
+        lower: Lower end of Wilson's 95 % interval of the accuracy.
+        upper: Upper end.
+        chance: The accuracy of guessing.
+        mass: Mean share of probability on right choices, of items scored so (MC2).
+        groups: The same by kind of question.
+        lost: Items that the reference has right and the cell wrong; None for the reference.
+        gained: Items that the reference has wrong and the cell right.
+        mcnemar_p: The exact two-sided McNemar p of lost against gained.
+        detectable: The smallest change of accuracy that this test would call in 80 % of cases, if
+            as many items flip.
+    """
+
+    name: str
+    digest: str
+    normalisation: str
+    n: int
+    right: int
+    accuracy: float
+    lower: float
+    upper: float
+    chance: float
+    mass: float | None
+    groups: dict[str, GroupReport]
+    lost: int | None
+    gained: int | None
+    mcnemar_p: float | None
+    detectable: float | None
+
+
 class ItemReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one test item sends to whoever writes the report, of a cell or of a law's subject."""
 
@@ -103,6 +151,7 @@ class ItemReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     protocols: dict[str, ProtocolFields] = {}
     logits: dict[str, tuple[str, ...]] = {}
     predecessor: ArtifactFacts | None = None
+    tasks: tuple[TaskReport, ...] = ()
     system_info: str = ""
     laws: tuple[LawReport, ...] = ()
 
@@ -112,7 +161,8 @@ class CellReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``predecessor`` is the artifact that it was compared with, None without ``--ondevice-against``;
     ``finding`` is what that comparison as a whole comes to. ``logits`` are digests of the logits of
-    the first windows, by the ISA class that computed them.
+    the first windows, by the ISA class that computed them. ``tasks`` is one entry per set of
+    questions that was asked.
     """
 
     id: str
@@ -125,6 +175,7 @@ class CellReport(msgspec.Struct, frozen=True, kw_only=True):
     predecessor: ArtifactFacts | None = None
     finding: Finding | None = None
     logits: dict[str, tuple[str, ...]] = {}
+    tasks: tuple[TaskReport, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ..model.quantity import CONTEXTS
+from ..model.task import Item
 
 N_CTX = 512
 """Tokens of an evaluation window, and of the memory protocol's context."""
@@ -161,6 +162,23 @@ class EnergyPlan(msgspec.Struct, frozen=True, kw_only=True):
     execution: Execution = SPEED_EXECUTION
 
 
+class TasksPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The tasks stage: questions, and how many of them are worked on at once.
+
+    Attributes:
+        items: The questions, in the order in which they are asked.
+        execution: How the runtime executes; the context is as large as the items need, and a
+            micro-batch as ``batch`` says.
+        sequences: Parallel sequences in one cache, at most.
+        batch: Tokens that are evaluated at once, at most.
+    """
+
+    items: tuple[Item, ...]
+    execution: Execution = Execution()
+    sequences: int = 64
+    batch: int = 512
+
+
 class MeasureJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Measure an artifact: the stages whose plan is given, in the order of the fields."""
 
@@ -173,6 +191,7 @@ class MeasureJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reserve: ReservePlan | None = None
     deployed: DeployedPlan | None = None
     energy: EnergyPlan | None = None
+    tasks: TasksPlan | None = None
 
 
 class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -185,6 +204,9 @@ class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         threads: Threads.
         importance: A file of the importance of each matrix's columns, as the importance job makes
             it; empty for none.
+        pure: Every matrix gets the file type's base type, where its rows allow it.
+        even: Row lengths of the matrices whose columns all weigh the same, by name: what the
+            importance job leaves out and llama.cpp aborts without.
     """
 
     source: str
@@ -192,6 +214,8 @@ class QuantizeJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     file_type: int
     threads: int
     importance: str = ""
+    pure: bool = False
+    even: dict[str, int] = {}
 
 
 class ImportanceJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):

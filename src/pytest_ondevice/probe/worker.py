@@ -109,7 +109,8 @@ def _settle(parent: int) -> None:
 
 
 def _measure(engine: Any, job: MeasureJob, events: Events) -> None:
-    from . import decode, energy, fidelity, memory, speed  # noqa: PLC0415  (numpy, after settling)
+    # numpy, after settling
+    from . import decode, energy, fidelity, memory, speed, tasks  # noqa: PLC0415
 
     if (memory_plan := job.memory) is not None:
         events.run("memory", lambda: memory.measure(engine, job.artifact, memory_plan, events.tick))
@@ -134,6 +135,8 @@ def _measure(engine: Any, job: MeasureJob, events: Events) -> None:
         )
     if (decode_plan := job.decode) is not None:
         events.run("decode", lambda: decode.measure(engine, job.artifact, decode_plan, events.tick))
+    if (tasks_plan := job.tasks) is not None:
+        events.run("tasks", lambda: tasks.measure(engine, job.artifact, tasks_plan, events.tick))
 
 
 def _validate(engine: Any, path: str, tick: Callable[[float, float], None]) -> dict[str, object]:
@@ -149,9 +152,13 @@ def _validate(engine: Any, path: str, tick: Callable[[float, float], None]) -> d
 def _quantize(
     engine: Any, job: QuantizeJob, tick: Callable[[float, float], None]
 ) -> dict[str, object]:
+    import numpy as np  # noqa: PLC0415
+
     from . import importance, memory  # noqa: PLC0415
 
     weighed = importance.read(job.importance) if job.importance else None
+    if weighed is not None:
+        weighed |= {name: np.ones(size, np.float32) for name, size in job.even.items()}
     memory.reset_peak()
     base = memory.status()["VmRSS"]
     cpu = time.process_time()
@@ -163,6 +170,7 @@ def _quantize(
         job.threads,
         lambda line: tick(*_tensor_of(line)),
         importance=weighed,
+        pure=job.pure,
     )
     return {
         "time": time.perf_counter() - begin,

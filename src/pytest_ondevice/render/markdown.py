@@ -110,6 +110,7 @@ def summary(report: Report) -> str:
         for law in report.laws
         if law.verdict is not Verdict.UNSUPPORTED
     ]
+    page.items("**Questions**", _answered(report), "sets of questions")
     page.items("**Laws**", laws, "laws")
     page.items("**Failed**", [f"- {_judged(one)}" for one in red], "failures")
     page.items("**Blocked**", [f"- {_judged(one)}" for one in blocked], "blocked checks")
@@ -118,6 +119,18 @@ def summary(report: Report) -> str:
     page.items("**Waived**", said, "waived failures")
     page.items("**Notes**", [f"- {escape(note)}" for note in report.notes], "notes")
     return "\n".join([*page.lines, ""])
+
+
+def _answered(report: Report) -> list[str]:
+    """Say of each cell how many answers are right, and which flipped against the reference."""
+    said = []
+    for cell in report.cells:
+        for task in cell.tasks:
+            told = f"{task.right} of {task.n} right ({task.lower:.3f} to {task.upper:.3f})"
+            if task.lost is not None and task.mcnemar_p is not None:
+                told += f", {task.lost} lost and {task.gained} gained, p {task.mcnemar_p:.2g}"
+            said.append(f"- {code(cell.id)}, {escape(task.name)}: {told}")
+    return said
 
 
 def lines(found: Comparison) -> list[str]:

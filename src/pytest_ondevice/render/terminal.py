@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
     from ..model.measurement import Measurement
-    from ..model.report import CellReport, CheckResult, Report
+    from ..model.report import CellReport, CheckResult, Report, TaskReport
 
 ABSENT = "-"
 DISTURBED = "~"
@@ -41,7 +41,8 @@ def summarise(reporter: pytest.TerminalReporter, report: Report, lines: Sequence
         head, verdict = row[: row.rindex("  ") + 2], row[row.rindex("  ") + 2 :]
         reporter.write(head)
         reporter.write_line(verdict, **{color: True})
-    for line in [*succession(report), *resources(report), *relations(report)]:
+    drawn = (succession, answers, resources, relations)
+    for line in [line for draw in drawn for line in draw(report)]:
         reporter.write_line(line)
     for note in [*footnotes(report), *report.notes, *lines]:
         reporter.write_line(note)
@@ -67,11 +68,10 @@ def table(report: Report) -> list[str]:
     width = min(max(map(len, names)), max(room, 12))
     lines = []
     for index, name in enumerate(names):
-        short = name if len(name) <= width else f"{name[: width - 1]}…"
         figures = "".join(
             f"  {column[index]:>{size}}" for column, size in zip(texts, widths, strict=True)
         )
-        lines.append(f"{short:<{width}}{figures}  {verdicts[index]}")
+        lines.append(f"{_cut(name, width):<{width}}{figures}  {verdicts[index]}")
     return lines
 
 
@@ -112,6 +112,34 @@ _TIME: tuple[tuple[str, str, str, float], ...] = (
 """Titles, quantities, formats and units of what is drawn below the table."""
 
 
+def answers(report: Report) -> list[str]:
+    """Draw what each cell answered to the questions; nothing where none was asked."""
+    title = ("questions", "set", "right", "of", "accuracy", "95 %", "lost", "gained", "p", "sees")
+    rows: list[tuple[str, ...]] = [title]
+    several = len({cell.model for cell in report.cells}) > 1
+    for cell in report.cells:
+        name = cell.id if several else cell.method
+        rows += [(name, *_answered(one)) for one in cell.tasks]
+    if len(rows) == 1:
+        return []
+    # Whatever the figures leave of the width is for both names.
+    _, sets, *figures = (max(map(len, column)) for column in zip(*rows, strict=True))
+    room = _WIDTH - sum(width + 2 for width in figures) - 2
+    sets = min(sets, room // 3)
+    fit = [(_cut(row[0], room - sets), _cut(row[1], sets), *row[2:]) for row in rows]
+    return ["", *columns(fit, right=tuple(range(2, 10)))]
+
+
+def _answered(task: TaskReport) -> tuple[str, ...]:
+    """Say how many answers are right, which ones flipped, and what change would be seen."""
+    within = f"{task.lower:.3f}-{task.upper:.3f}"
+    figures = (str(task.right), str(task.n), f"{task.accuracy:.3f}", within)
+    flips = [ABSENT if one is None else str(one) for one in (task.lost, task.gained)]
+    p = ABSENT if task.mcnemar_p is None else f"{task.mcnemar_p:.2g}"
+    seen = ABSENT if task.detectable is None else f"{task.detectable:.3f}"
+    return (task.name, *figures, *flips, p, seen)
+
+
 def resources(report: Report) -> list[str]:
     """Draw what running each cell takes beside the table's figures; nothing where none is there."""
     memory = _figures(report, "memory in MiB", _MEMORY)
@@ -128,10 +156,9 @@ def _figures(report: Report, title: str, shown: Sequence[tuple[str, str, str, fl
     several = len({cell.model for cell in report.cells}) > 1
     for cell in report.cells:
         name = cell.id if several else cell.method
-        short = name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
         figures = [_figure(cell, *one[1:]) for one in kept]
         if set(figures) != {ABSENT}:
-            rows.append((short, *figures))
+            rows.append((_cut(name, _NAME), *figures))
     return ["", *columns(rows, right=tuple(range(1, len(kept) + 1)))]
 
 
@@ -174,6 +201,11 @@ def relations(report: Report) -> list[str]:
         subject, _, why = said.partition(" ")
         lines += _wrapped(f"not held for {subject}: {', '.join(names)}: requires {why}", "")
     return lines
+
+
+def _cut(name: str, width: int) -> str:
+    """Shorten a name to a width, marked as cut."""
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
 def _wrapped(text: str, lead: str) -> list[str]:

@@ -35,7 +35,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         source_sha256: Digest of the file it was made from.
         source_type: The source's own file type: "Q4_1" means that it was quantized already.
         model: Name of the model, for people who look into the cache.
-        method: The llama.cpp file type.
+        method: The llama.cpp file type, with the variants that make other weights of it.
         runtime: Version of the runtime that quantized.
         runtime_digest: Digest of its libraries.
         wall_time: Seconds of ``llama_model_quantize``.

@@ -21,9 +21,10 @@ class Candidates:
 
     A plain folder matches ``MODEL...METHOD.gguf``: the name begins with the model's name or one
     of its aliases and ends with the method, both in any case, parts joined by ``-``, ``_`` or
-    ``.``; the files of a split model are one candidate. A path with ``{method}`` (and
-    ``{model}``) in it is a pattern of its own. In a repository, which is of one model, the method
-    at the end is enough.
+    ``.``; the files of a split model are one candidate. A method's variants are part of its name,
+    in the order that methods are written in: ``tiny-Q2_K+pure+imatrix.gguf``. A path with
+    ``{method}`` (and ``{model}``) in it is a pattern of its own. In a repository, which is of one
+    model, the method at the end is enough.
     """
 
     def __init__(self, shelf: Shelf, place: str, pattern: str | None = None) -> None:

@@ -168,6 +168,16 @@ class Model:
             total += abs(count)  # negative: the length of a piece that did not fit
         return total
 
+    @property
+    def forks(self) -> bool:
+        """Whether what was evaluated of a sequence can be shared, copied and cut anywhere.
+
+        A recurrent state holds the whole past at once, so there is no cutting it.
+        """
+        return not (
+            api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer)
+        )
+
     def ends(self, token: int) -> bool:
         """Whether the token ends a generation."""
         return bool(api.llama_vocab_is_eog(self.vocab, token))
@@ -250,14 +260,14 @@ def _confirm_offload(wanted: int, lines: Sequence[str]) -> None:
 
 
 class Context:
-    """A context of one sequence, and the only way tokens are fed to it."""
+    """A context, and the only way tokens are fed to it: to its one sequence, or to one of many."""
 
-    def __init__(self, model: Model, pointer: Any, n_ubatch: int) -> None:
+    def __init__(self, model: Model, pointer: Any, n_ubatch: int, sequences: int = 1) -> None:
         self.model = model
         self.pointer = pointer
         self.n_ubatch = n_ubatch
         self._memory = api.llama_get_memory(pointer)
-        self._batch = api.llama_batch_init(n_ubatch, 0, 1)
+        self._batch = api.llama_batch_init(n_ubatch, 0, sequences)
         for i in range(n_ubatch):
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
@@ -265,6 +275,14 @@ class Context:
     def clear(self) -> None:
         """Forget every token."""
         api.llama_memory_clear(self._memory, True)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let the sequence ``target`` have the first ``length`` tokens of ``source`` as well."""
+        api.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def forget(self, sequence: int) -> None:
+        """Forget a sequence; what it shares with others stays theirs."""
+        api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def feed(self, tokens: Sequence[int], start: int, logits_from: int | None = None) -> None:
         """Decode ``tokens`` (at most a micro-batch) at positions from ``start`` on, and wait.
@@ -279,7 +297,49 @@ class Context:
             batch.token[i] = token
             batch.pos[i] = start + i
             batch.logits[i] = i >= first
-        status = api.llama_decode(self.pointer, batch)
+        self._decode()
+
+    def feed_many(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        wants: Sequence[bool],
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """Decode tokens (at most a micro-batch) of several sequences, and wait.
+
+        Args:
+            tokens: The tokens; those of one sequence in the order of their positions.
+            positions: The position of each in all of its sequences.
+            sequences: The sequences that each belongs to; they have the same tokens before it.
+            wants: Whether the logits after it are wanted.
+
+        Returns:
+            A view, not a copy, of the logits that are wanted, in the order of the tokens.
+        """
+        batch, rows = self._batch, sum(wants)
+        batch.n_tokens = len(tokens)
+        for i, (token, position, owners) in enumerate(
+            zip(tokens, positions, sequences, strict=True)
+        ):
+            batch.token[i] = token
+            batch.pos[i] = position
+            batch.logits[i] = wants[i]
+            batch.n_seq_id[i] = len(owners)
+            for k, owner in enumerate(owners):
+                batch.seq_id[i][k] = owner
+        # llama.cpp wants to compute the logits of at least one.
+        batch.logits[len(tokens) - 1] = wants[-1] or not rows
+        try:
+            self._decode()
+        finally:
+            for i in range(len(tokens)):  # as ``feed`` expects it
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+        return self.logits(rows or 1)[:rows]
+
+    def _decode(self) -> None:
+        status = api.llama_decode(self.pointer, self._batch)
         api.llama_synchronize(self.pointer)
         if status != 0:
             raise EngineError(f"llama_decode returned {status}: {last_error()}")
@@ -296,21 +356,29 @@ class Context:
 
 
 @contextmanager
-def context(model: Model, execution: Execution, on_node: Any = None) -> Iterator[Context]:
+def context(
+    model: Model, execution: Execution, on_node: Any = None, *, sequences: int = 1
+) -> Iterator[Context]:
     """Make a context; freed at the end of the block.
 
-    ``on_node`` is a ``ggml_backend_sched_eval_callback``, called for each node of the graph.
+    Args:
+        model: The model.
+        execution: How the runtime executes; several sequences share its ``n_ctx`` tokens.
+        on_node: A ``ggml_backend_sched_eval_callback``, called for each node of the graph.
+        sequences: How many sequences it holds, numbered from 0.
 
     Raises:
         EngineError: llama.cpp could not make it.
     """
     params = api.llama_context_default_params()
+    # Without room for a token of each sequence, llama.cpp does not refuse but abort.
+    n_ubatch = max(execution.n_ubatch, sequences)
     _set(
         params,
         n_ctx=execution.n_ctx,
-        n_batch=execution.n_ubatch,
-        n_ubatch=execution.n_ubatch,
-        n_seq_max=1,
+        n_batch=n_ubatch,
+        n_ubatch=n_ubatch,
+        n_seq_max=sequences,
         n_threads=execution.threads,
         n_threads_batch=execution.threads,
         type_k=_CACHE_TYPES[execution.type_k],
@@ -326,10 +394,13 @@ def context(model: Model, execution: Execution, on_node: Any = None) -> Iterator
     )
     if on_node is not None:
         _set(params, cb_eval=on_node)
+    if sequences > 1:
+        # One buffer for all: tokens can belong to several, and a long one can take what it needs.
+        _set(params, kv_unified=True)
     pointer = api.llama_init_from_model(model.pointer, params)
     if not pointer:
         raise EngineError(f"llama.cpp cannot make a context: {last_error()}")
-    made = Context(model, pointer, execution.n_ubatch)
+    made = Context(model, pointer, n_ubatch, sequences)
     try:
         yield made
     finally:
@@ -344,18 +415,20 @@ def quantize(
     on_line: Callable[[str], None],
     *,
     importance: Mapping[str, np.ndarray[tuple[int], np.dtype[np.float32]]] | None = None,
+    pure: bool = False,
 ) -> None:
     """Quantize a file; ``on_line`` sees every log line, one or more per tensor.
 
     A source that is quantized already is requantized: the caller says so in the provenance.
-    ``importance`` weighs the columns of each matrix, float32 by tensor name.
+    ``importance`` weighs the columns of each matrix, float32 by tensor name. ``pure`` gives every
+    matrix the file type's base type, where its rows allow it.
 
     Raises:
         EngineError: llama.cpp refused; the message holds its last error.
     """
     global _on_line  # noqa: PLW0603  (the C callback has no other way to reach the caller)
     params = api.llama_model_quantize_default_params()
-    _set(params, ftype=file_type, nthread=threads, allow_requantize=True)
+    _set(params, ftype=file_type, nthread=threads, allow_requantize=True, pure=pure)
     if importance:
         # An array that ends with a nameless entry; it lives until the call has returned.
         entries = (api.llama_model_imatrix_data * (len(importance) + 1))()

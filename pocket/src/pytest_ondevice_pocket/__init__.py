@@ -1,0 +1,1 @@
+"""The files pocket-m.gguf and pocket-l.gguf; pytest-ondevice finds them here."""

@@ -1,0 +1,1 @@
+"""What changed from the release or build before, cell by cell."""
