@@ -37,7 +37,8 @@ ENVELOPE_FROM = 2.0
 APART_BPW = 0.05
 """Cells no more than this apart in effective BPW are not compared."""
 
-MONOTONE_SHARE = 0.02
+MONOTONE_SHARE, MONOTONE_LEAST = 0.02, 0.0003
+"""What a cell of more bits may lose more, relatively or in nats: harmless execution variants do."""
 
 MARGINAL_BPW = 3.5
 """Effective BPW from which on loss is marginal and a bigger model is the better choice."""
@@ -125,7 +126,7 @@ def loss_monotone(subject: str, rows: Sequence[Row]) -> LawReport:
     found = Findings()
     for more, less in pairs:
         now, then = value_of(more, "mean_kld"), value_of(less, "mean_kld")
-        excess = now - then - MONOTONE_SHARE * abs(then)
+        excess = now - then - max(MONOTONE_SHARE * abs(then), MONOTONE_LEAST)
         if excess > 0:
             found.add(
                 f"{more.cell} ({in_bpw(more)}) loses {with_error(more, 'mean_kld')} nats,"
