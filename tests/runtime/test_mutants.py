@@ -64,11 +64,11 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(
         ("capability.choice", "capability.cloze", "capability.exact", "capability.flips"),
-        "test_capability.py::test_damaged_scales_change_answers",
+        "test_asked.py::test_damaged_scales_change_answers",
     ),
-    "capability.reference": "test_capability.py::test_a_reference_that_guesses",
-    "capability.finite": "test_capability.py::test_answers_that_are_no_numbers",
-    "against.accuracy": "test_capability.py::test_worse_than_the_release_before",
+    "capability.reference": "test_asked.py::test_a_reference_that_guesses",
+    "capability.finite": "test_asked.py::test_answers_that_are_no_numbers",
+    "against.accuracy": "test_asked.py::test_worse_than_the_release_before",
     "budgets.kept": "test_verdicts.py::test_limits_of_a_users_own",
     "generations.greedy": "test_continuations.py::test_damaged_scales_change_the_text",
     **dict.fromkeys(
