@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .model.law import LawReport
 
 
+GUESSING = 0.001
+"""A reference guesses that is this likely to be only lucky, as ``capability.reference`` holds."""
+
+
 class OnDeviceWarning(UserWarning):
     """Something that a release should look at, and that is no regression."""
 
@@ -55,19 +59,38 @@ class LawHolder(Face):
         cells = [cell for cell in self._subject.cells if cell in self._state.cells]
         reason = self._not_lossless(cells) if law.loss else ""
         # Where the law cannot hold, nothing is measured for it.
-        rows = [self._row(cell, law, measures=not reason) for cell in cells]
+        asked = () if reason else self._asked(law, cells)
+        rows = [self._row(cell, asked) for cell in cells]
         held = law.judge(self._subject.name, rows, reason)
         self._found.laws.append(held)
         self._conclude(law, held)
         return held
 
-    def _row(self, cell: Cell, law: Law, *, measures: bool) -> Row:
+    def _asked(self, law: Law, cells: list[Cell]) -> tuple[str, ...]:
+        """Name the quantities that a law asks for.
+
+        Accuracy is not among them where a reference guesses: what is lost of it is chance.
+        """
+        __tracebackhide__ = True
+        names = [name for name in (*law.measures, *law.optional) if name in QUANTITIES]
+        references = [cell for cell in cells if cell.reference]
+        if "accuracy" in names and any(map(self._guesses, references)):
+            names.remove("accuracy")
+        return tuple(names)
+
+    def _guesses(self, reference: Cell) -> bool:
+        __tracebackhide__ = True
+        with contextlib.suppress(UnsupportedError):  # where there is nothing to choose
+            measure = partial(self._bench.measure, reference, "guess_probability")
+            found = self._try(measure)
+            return found.value is None or found.value > GUESSING
+        return False
+
+    def _row(self, cell: Cell, asked: tuple[str, ...]) -> Row:
         """Measure what a law needs of a cell; what the cell has not got is left out."""
         __tracebackhide__ = True
         figures: dict[str, Figure] = {}
-        for quantity in (*law.measures, *law.optional) if measures else ():
-            if quantity not in QUANTITIES:
-                continue  # of another suite, or the user's own
+        for quantity in asked:
             measured = None
             with contextlib.suppress(UnsupportedError):
                 measured = self._try(partial(self._bench.measure, cell, quantity))

@@ -59,7 +59,7 @@ class Gate:
     def command(self, *args: str, models: str = "smollm2-135m", methods: str = "Q4_0") -> list[str]:
         common = [f"--ondevice-cache={self.cache}", f"--ondevice-text={self.text}"]
         # It takes half of a short run to import, and no suite that runs here needs it.
-        common += ["-p", "no:hypothesispytest"]
+        common += ["-p", "no:hypothesispytest", "--ondevice-items=20"]
         chosen = [f"--ondevice-models={models}", f"--ondevice-methods={methods}"]
         if self.catalog is not None:
             common.append(f"--ondevice-catalog={self.catalog}")

@@ -35,7 +35,7 @@ def ask(gate, *args: str, suite: str = "capability"):
             *args,
             models="pocket-s",
         )
-        if not part.startswith("--ondevice-text")
+        if not part.startswith(("--ondevice-text", "--ondevice-items"))
     ]
     gate.command = lambda *_, **__: command
     try:
@@ -63,16 +63,31 @@ def test_what_ships_passes(asked):
     assert task["lost"] + task["gained"] > 0
 
 
-def test_damaged_scales_change_answers(asked, tmp_path):
+def lose_a_layer(path: Path) -> None:
+    """Let the first layer add nothing to the hidden state."""
+    mutants.scale(path, "blk.0.attn_norm.weight", 0.0)
+    mutants.scale(path, "blk.0.ffn_norm.weight", 0.0)
+
+
+def test_a_lost_layer_is_seen_in_every_form(asked, tmp_path):
     gate, _ = asked
     path = candidate(gate, tmp_path / "new", "Q4_0")
-    mutants.scale(path, "blk.1.ffn_down.weight", 4.0)
-    mutants.scale(path, "blk.0.attn_output.weight", 3.0)
+    lose_a_layer(path)
     outcome = ask(gate, f"--ondevice-artifacts={path.parent}")
     verdicts = outcome.verdicts("pocket-s-Q4_0")
     failed = {name for name, verdict in verdicts.items() if verdict == "fail"}
     assert failed == {f"capability.{name}" for name in CHECKS}, outcome.out
     assert "exact McNemar p" in outcome.out
+
+
+def test_flips_tell_what_accuracy_hides(asked, tmp_path):
+    gate, _ = asked
+    path = candidate(gate, tmp_path / "new", "Q4_0")
+    mutants.scale(path, "blk.1.ffn_down.weight", 4.0)
+    mutants.scale(path, "blk.0.attn_output.weight", 3.0)
+    outcome = ask(gate, "-k", "choice or flips", f"--ondevice-artifacts={path.parent}")
+    verdicts = outcome.verdicts("pocket-s-Q4_0")
+    assert verdicts == {"capability.choice": "pass", "capability.flips": "fail"}, outcome.out
 
 
 def test_worse_than_the_release_before(asked, tmp_path):
@@ -87,7 +102,7 @@ def test_worse_than_the_release_before(asked, tmp_path):
             suite="against",
         )
         assert outcome.verdicts() == {"against.accuracy pocket-s-Q4_0": verdict}, outcome.out
-        mutants.scale(new, "blk.1.ffn_down.weight", 4.0)
+        lose_a_layer(new)
 
 
 def test_a_reference_that_guesses(asked, tmp_path):
@@ -102,7 +117,7 @@ def test_answers_that_are_no_numbers(asked, tmp_path):
     gate, _ = asked
     path = candidate(gate, tmp_path / "new", "Q4_0")
     # Finite in the file, infinite in the arithmetic.
-    mutants.scale(path, "blk.1.attn_norm.weight", 1e37)
+    mutants.scale(path, "output_norm.weight", 1e37)
     outcome = ask(gate, "-k", "test_finite and Q4_0", f"--ondevice-artifacts={path.parent}")
     assert outcome.verdicts() == {"capability.finite pocket-s-Q4_0": "fail"}, outcome.out
 
