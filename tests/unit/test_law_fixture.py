@@ -94,7 +94,7 @@ def test_no_cell_is_no_subject():
 
 METHODS = ("F16", "Q8_0", "Q5_0", "Q4_0")
 BITS = {"F16": 16.0, "Q8_0": 8.5, "Q5_1": 6.0, "Q5_0": 5.5, "Q4_1": 5.0, "Q4_0": 4.5}
-WEIGHTS = 8_000_000
+WEIGHTS = 80_000_000
 
 
 class Bench:
@@ -110,7 +110,8 @@ class Bench:
 
     def measure(self, cell, name, windows=None, rounds=None):
         self.asked.append((cell.id, name))
-        made = self.odd.get((cell.method, name), self._usual(cell, name))
+        odd = (cell.method, name) in self.odd
+        made = self.odd[cell.method, name] if odd else self._usual(cell, name)
         if isinstance(made, Exception):
             raise made
         if isinstance(made, Measurement):
@@ -209,6 +210,22 @@ def test_a_law_that_holds_passes_and_is_kept_with_what_it_measured(holder):
     assert {*found(item).others} == {f"small-{method}" for method in METHODS}
     assert {*found(item).others["small-Q4_0"]} == {"weight_bytes", "peak_memory"}
     assert item.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("guessing", "taken"),
+    [(1e-9, True), (0.4, False), (None, False), (UnsupportedError("items with choices"), True)],
+)
+def test_accuracy_is_taken_where_the_reference_does_not_guess(holder, guessing, taken):
+    figures = {(method, "ln_ppl_ratio"): 0.0 for method in METHODS}
+    figures |= {(method, "ln_ppl"): 1.0 for method in METHODS}
+    figures |= {(method, "accuracy"): 0.5 for method in METHODS}
+    if not isinstance(guessing, Exception):
+        guessing = Measurement(quantity="guess_probability", value=guessing, unit="1")
+    bench = Bench({("F16", "guess_probability"): guessing} | figures)
+    hold, _ = holder(bench)
+    passes(hold, "marginal")
+    assert (("small-Q4_0", "accuracy") in bench.asked) is taken
 
 
 def test_an_unknown_law_is_named_with_those_that_there_are(holder):
