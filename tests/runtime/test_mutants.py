@@ -172,7 +172,7 @@ def test_the_reference_is_checked_too(full_gate, tmp_path):
     path = make(full_gate, "F16", folder / "smollm2-135m-F16.gguf")
     mutants.scale(path, "token_embd.weight", 1.2)
     command = full_gate.command(
-        *("-q", "-k", "test_reference and F16", "--ondevice-budget=8"),
+        *("-q", "-k", "fidelity and test_reference and F16", "--ondevice-budget=8"),
         f"--ondevice-artifacts={folder}",
     )
     shipped = [part for part in command if not part.startswith("--ondevice-text")]
