@@ -57,7 +57,7 @@ def test_what_ships_is_what_the_generator_makes(publish):
     # Edited by hand, or the world changed: `python pocket/publish.py data` writes them.
     for path, text in made.items():
         assert path.read_bytes() == text.encode(), path
-    assert DATA / "tasks" / "pocket.jsonl" in made
+    assert POCKET.parent / "src" / "pytest_ondevice" / "data" / "tasks" / "pocket.jsonl" in made
     for folder in ("text", "calibration"):
         there = {path for path in (DATA / folder / "pocket").iterdir() if path.is_file()}
         assert there == {path for path in made if path.parent.parent.name == folder}
