@@ -59,8 +59,8 @@ def test_what_ships_is_what_the_generator_makes(publish):
         assert path.read_bytes() == text.encode(), path
     assert POCKET.parent / "src" / "pytest_ondevice" / "data" / "tasks" / "pocket.jsonl" in made
     for folder in ("text", "calibration"):
-        there = {path for path in (DATA / folder / "pocket").iterdir() if path.is_file()}
-        assert there == {path for path in made if path.parent.parent.name == folder}
+        there = {path.name for path in (DATA / folder / "pocket").iterdir() if path.is_file()}
+        assert there == {path.name for path in made if path.parent.parent.name == folder}
 
 
 def test_the_questions_are_read():
