@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from .capability import Asked
+    from .capability import Asked, Pieces
     from .devices import Build
     from .model.catalog import Cell
     from .model.report import TaskReport
@@ -163,6 +163,8 @@ class Bench:
     build: Build | None = None
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _questions: dict[str, tuple[TaskSet, ...]] = field(default_factory=dict)
+    _cuts: dict[str, Pieces] = field(default_factory=dict)
+    _digests: dict[tuple[str, int], list[str]] = field(default_factory=dict)
 
     # -- quantities
 
@@ -251,7 +253,7 @@ class Bench:
             StageFailedError: A piece of the questions died or failed.
         """
         sets = self.questions(cell)
-        pieces = capability.pieces(sets).pieces[:most]
+        pieces = self._pieces(cell).pieces[:most]
         records = [self.stage(cell, Stage.TASKS, part) for part in range(len(pieces))]
         payloads = (record.payload or {} for record in records)
         return capability.asked(sets, zip(pieces, payloads, strict=True)), records
@@ -261,6 +263,12 @@ class Bench:
         if cell.model.name not in self._questions:
             self._questions[cell.model.name] = sets_of(cell.model, self.settings)
         return self._questions[cell.model.name]
+
+    def _pieces(self, cell: Cell) -> Pieces:
+        """Return what processes ask at a time; every look into the journal needs it."""
+        if cell.model.name not in self._cuts:
+            self._cuts[cell.model.name] = capability.pieces(self.questions(cell))
+        return self._cuts[cell.model.name]
 
     def tasks(self, cell: Cell) -> tuple[TaskReport, ...]:
         """Return what the report has of a cell's answers; empty if it was not asked."""
@@ -272,7 +280,7 @@ class Bench:
         """Return the answers that are there already."""
         if cell is None or cell.id not in self._artifacts:
             return ()
-        pieces = capability.pieces(sets).pieces
+        pieces = self._pieces(cell).pieces
         records = [self._find(cell, Stage.TASKS, part) for part in range(len(pieces))]
         found = [
             (piece, record.payload)
@@ -295,7 +303,7 @@ class Bench:
         from .stats import Look, looks  # noqa: PLC0415  (numpy: only where something is measured)
 
         if stage is Stage.TASKS:
-            found = capability.pieces(self.questions(cell))
+            found = self._pieces(cell)
             ends = dict.fromkeys((found.first, len(found.pieces)))
             return tuple(Look(end, alpha / len(ends)) for end in ends)
         first = self.stage(cell, Stage.FIDELITY).payload or {}
@@ -421,7 +429,7 @@ class Bench:
         if stage is Stage.FIDELITY:
             parts = len(self._stretches())
         elif stage is Stage.TASKS:
-            parts = len(capability.pieces(self.questions(cell)).pieces)
+            parts = len(self._pieces(cell).pieces)
         for part in range(parts):
             if self._find(cell, stage, part) is not None:
                 self.journal.void(self._key(cell, stage, part))
@@ -854,7 +862,10 @@ class Bench:
             fields["payload"] = "with bytes of text"
             fields["reference"] = self._reference_name(cell, part)
         elif stage is Stage.TASKS:
-            fields["items"] = [item.digest for item in self._piece(cell, part)]
+            place = (cell.model.name, part)
+            if place not in self._digests:
+                self._digests[place] = [item.digest for item in self._piece(cell, part)]
+            fields["items"] = self._digests[place]
         elif stage in _APART:
             # Twins measured in one run stay apart: each is a sample of its own.
             fields["cell"] = cell.id
@@ -913,7 +924,7 @@ class Bench:
         return TasksPlan(items=self._piece(cell, part), execution=self._execution(cell))
 
     def _piece(self, cell: Cell, part: int) -> tuple[Item, ...]:
-        return capability.named(capability.pieces(self.questions(cell)).pieces[part])
+        return capability.named(self._pieces(cell).pieces[part])
 
     def _fidelity_plan(self, cell: Cell, part: int) -> FidelityPlan:
         first, last = self._stretches()[part]

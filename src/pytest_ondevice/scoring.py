@@ -94,8 +94,8 @@ class Score:
 
 
 def is_finite(answer: Answer) -> bool:
-    """Whether every log-likelihood of an answer is a finite number; so without any, too."""
-    return all(one is not None and math.isfinite(one) for one in answer.logliks)
+    """Whether every figure that an answer rests on is a finite number."""
+    return answer.finite and all(one is not None and math.isfinite(one) for one in answer.logliks)
 
 
 def is_right(item: Item, answer: Answer, normalisation: Normalisation) -> bool:
@@ -126,7 +126,7 @@ def is_right(item: Item, answer: Answer, normalisation: Normalisation) -> bool:
     """
     if item.form is Form.EXACT:
         found = extract(answer.text, item.extract, item.stop)
-        return any(equal(found, target) for target in item.targets)
+        return answer.finite and any(equal(found, target) for target in item.targets)
     if item.form is Form.CLOZE:
         return answer.greedy and is_finite(answer)
     if item.form is Form.MASS:

@@ -122,6 +122,23 @@ def test_answers_that_are_no_numbers(asked, tmp_path):
     assert outcome.verdicts() == {"capability.finite pocket-s-Q4_0": "fail"}, outcome.out
 
 
+def test_generated_answers_that_are_no_numbers(asked, tmp_path):
+    gate, _ = asked
+    path = candidate(gate, tmp_path / "new", "Q4_0")
+    mutants.scale(path, "output_norm.weight", 1e37)
+    own = tmp_path / "own.jsonl"
+    own.write_text(
+        '{"tasks": 1, "name": "own"}\n'
+        '{"id": "a", "form": "exact", "prompt": "2 + 3 =", "targets": ["5"], "most": 4}\n'
+    )
+    outcome = ask(
+        gate,
+        *("-k", "test_finite and Q4_0", f"--ondevice-artifacts={path.parent}"),
+        f"--ondevice-tasks={own}",
+    )
+    assert outcome.verdicts() == {"capability.finite pocket-s-Q4_0": "fail"}, outcome.out
+
+
 def test_questions_of_a_users_own(asked, tmp_path):
     gate, _ = asked
     own = tmp_path / "own.jsonl"

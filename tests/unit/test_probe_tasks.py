@@ -511,7 +511,7 @@ def test_what_is_not_finite_is_told_and_harms_no_other():
     assert first.logliks[1:] == pytest.approx([loglik for loglik, _ in expected[1:]])
     assert second.logliks == (None,)
     assert second.greedy is False
-    assert third.text == ""
+    assert (third.text, third.finite) == ("", False)
     assert None not in fourth.logliks
     # Two logits each time: of the first two items, whose tokens differ not, and of the third.
     assert payload["nonfinite"] in {4, 6}

@@ -109,6 +109,15 @@ def test_an_answer_that_is_not_finite_is_wrong_whichever_choice_it_is(form, bad,
     assert not is_finite(answer(*logliks))
 
 
+def test_a_generated_answer_that_is_not_finite_is_wrong_and_counted():
+    item = exact("7")
+    good, bad = Answer(text="7"), Answer(text="7", finite=False)
+    assert is_right(item, good, NONE)
+    assert not is_right(item, bad, NONE)
+    found = score(TaskSet(name="s", normalisation=NONE, items=(item,)), {item.id: bad})
+    assert (found.right, found.nonfinite) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("reply", "normalisation", "sentence"),
     [

@@ -119,9 +119,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tokens: Number of tokens that each option was scored over.
         greedy: Of ``cloze``: greedy decoding would have said it.
         text: Of ``exact``: what was generated.
+        finite: Of ``exact``: every logit that was needed was a finite number.
     """
 
     logliks: tuple[float | None, ...] = ()
     tokens: tuple[int, ...] = ()
     greedy: bool = False
     text: str = ""
+    finite: bool = True

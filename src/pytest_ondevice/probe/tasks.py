@@ -318,6 +318,7 @@ class _Generation:
     made: list[int] = field(default_factory=list)
     text: str = ""
     ended: bool = False
+    finite: bool = True
 
 
 class _Asking:
@@ -339,7 +340,7 @@ class _Asking:
         self._item_of = [number for number, own in enumerate(places) for _ in own]
         self._left = [len(own) for own in places]
         self._scores = [_Score() for _ in paths]
-        self._texts: dict[int, str] = {}
+        self._generated: dict[int, _Generation] = {}
         self._before: Round | None = None
         self.sequences = max(1, plan.sequences) if model.forks else 1
         self.nonfinite = 0
@@ -435,13 +436,14 @@ class _Asking:
                     self._take(each, int(row.argmax()) if self._finite(row) else None)
                 self._alive()
             for number, sequence in one.sequences.items():
-                self._texts[self._item_of[number]] = answers[sequence].text
+                self._generated[self._item_of[number]] = answers[sequence]
                 self._left[self._item_of[number]] -= 1
             self._alive()
 
     def _take(self, answer: _Generation, token: int | None) -> None:
         """Let an answer go on with a token, or end: None where the model told none."""
         item = answer.item
+        answer.finite &= token is not None
         if token is None or len(answer.made) >= item.most or self._model.ends(token):
             answer.ended = True
             return
@@ -492,7 +494,8 @@ class _Asking:
         """Return the answers, in the order of the items."""
         for number, (item, own) in enumerate(zip(self._plan.items, self._places, strict=True)):
             if item.form is Form.EXACT:
-                yield Answer(text=self._texts[number])
+                made = self._generated[number]
+                yield Answer(text=made.text, finite=made.finite)
                 continue
             scores = [self._scores[path] for path in own]
             yield Answer(
